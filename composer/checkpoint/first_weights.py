@@ -20,8 +20,8 @@ from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import read_safetensors
 from composer.checkpoint.torch_file import (
     ZIP,
-    MoreThanTensors,
-    OtherTensors,
+    MoreThanTensorsError,
+    OtherTensorsError,
     read_torch_file,
 )
 from composer.network.paths import ModelPart
@@ -103,8 +103,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def _state_dict(name: str) -> dict[str, Tensor]:
     try:
         value = read_torch_file(name)
-    except MoreThanTensors as error:
-        why = NOT_DENSE if isinstance(error, OtherTensors) else NOT_SAFE
+    except MoreThanTensorsError as error:
+        why = NOT_DENSE if isinstance(error, OtherTensorsError) else NOT_SAFE
         raise CheckpointError(f"{name!r} cannot be read: {why}") from error
     except Exception as error:  # torch raises many kinds for foreign pickles
         is_refused = "weights_only" in str(error) or "Unsupported" in str(error)
@@ -258,7 +258,9 @@ def _layers(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts 9 before 10; int() refuses a number of very many digits."""
-    parts = [part.lstrip("0") if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
+    parts = [
+        part.lstrip("0") if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))
+    ]
     return [(len(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 

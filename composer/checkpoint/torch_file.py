@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["ZIP", "MoreThanTensors", "OtherTensors", "read_torch_file"]
+__all__ = ["ZIP", "MoreThanTensorsError", "OtherTensorsError", "read_torch_file"]
 
 ZIP = b"PK\x03\x04"  # how such a file begins; those of old torch are pickles
 PICKLES = 5  # of an old file: a mark, a version, about the machine, the value, and the names of its numbers
@@ -24,18 +24,18 @@ _MADE = re.compile(
 _OTHER_TENSORS = "torch._utils _rebuild_"
 
 
-class MoreThanTensors(ValueError):
+class MoreThanTensorsError(ValueError):
     """A file names a class or a function that neither tensors nor plain data need."""
 
 
-class OtherTensors(MoreThanTensors):
+class OtherTensorsError(MoreThanTensorsError):
     """A file has tensors that are sparse, quantized or without numbers."""
 
 
 def read_torch_file(path: str | os.PathLike[str], *, whole: bool = False) -> Any:
     """What a file of torch.save holds, on the CPU. With ``whole``, its checksums are compared, too.
 
-    Raises MoreThanTensors for one that names other classes, and whatever torch raises for one that is damaged.
+    Raises MoreThanTensorsError for one that names other classes, and whatever torch raises for one that is damaged.
     """
     with open(path, "rb") as file:
         is_zip = file.read(len(ZIP)) == ZIP
@@ -63,10 +63,10 @@ def _refuse_in_archive(file: BinaryIO, whole: bool) -> None:
 
 
 def _refuse_more_than_tensors(state: bytes | BinaryIO) -> None:
-    """Raise MoreThanTensors unless ``state`` makes tensors and plain data only: a ``bytearray`` may be of any size."""
+    """Raise MoreThanTensorsError for more than tensors and plain data: a ``bytearray`` may be of any size."""
     for opcode, what, _ in pickletools.genops(state):
         if opcode.name in ("STACK_GLOBAL", "INST", "OBJ"):
-            raise MoreThanTensors("it names a class in a way that torch does not")
+            raise MoreThanTensorsError("it names a class in a way that torch does not")
         if opcode.name == "GLOBAL" and not _MADE.fullmatch(str(what)):
             is_tensor = str(what).startswith(_OTHER_TENSORS)
-            raise (OtherTensors if is_tensor else MoreThanTensors)(f"it makes {what!r}")
+            raise (OtherTensorsError if is_tensor else MoreThanTensorsError)(f"it makes {what!r}")

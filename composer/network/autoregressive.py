@@ -62,7 +62,9 @@ class AutoregressiveNetwork(Network):
         """Make the stages of ``block``."""
         last, logits = len(self.heads) - 1, {*self._values.values()}
         at = _by_stage(block.nodes, lambda node: _level(node, levels), last)
-        until = {n: stage for stage, nodes in enumerate(at) for node in nodes for n in node.step.inputs}
+        until = {
+            n: stage for stage, nodes in enumerate(at) for node in nodes for n in node.step.inputs
+        }
         later = [name for nodes in at[1:] for node in nodes for name in node.step.inputs]
         carried = [v for v in dict.fromkeys(later) if levels.get(v, 0) == 0]
         first = {n: v for n, v in block.outputs.items() if levels.get(v, 0) == 0}

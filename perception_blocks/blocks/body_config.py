@@ -153,7 +153,11 @@ def _wrong_layers(name: str, value: object) -> str | None:
     if wrong := mismatch(Sequence[LayerCount], value):
         return wrong
     total = sum(value)  # type: ignore[arg-type]
-    return f"must be at most {_MOST_LAYERS:,} layers in all, got {total:,}" if total > _MOST_LAYERS else None
+    return (
+        f"must be at most {_MOST_LAYERS:,} layers in all, got {total:,}"
+        if total > _MOST_LAYERS
+        else None
+    )
 
 
 class BodyFolder(ModelFolder):

@@ -231,7 +231,7 @@ def test_numbers_in_names_are_of_any_length_and_script(before, tmp_path):
     tensors = {f"{before}{name}": tensor for name, tensor in reversed(ENCODER.state_dict().items())}
     saved(tmp_path, "pt", tensors)
     weights = composed(written(tmp_path)).first_weights[0]
-    assert list(weights.names.values())[0] == f"{before}0.weight"
+    assert next(iter(weights.names.values())) == f"{before}0.weight"
 
 
 def test_every_tensor_that_does_not_fit_is_named(tmp_path):
