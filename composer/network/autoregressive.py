@@ -51,8 +51,8 @@ class AutoregressiveNetwork(Network):
         heads = {name: value for name, value in block.outputs.items() if value in drawn}
         last = max(levels[value] for value in heads.values())
         # Heads by the stage in which they are drawn, and their actions that are read.
-        drawn = _by_stage(heads, lambda name: levels[heads[name]], last)
-        self.heads = tuple(map(tuple, drawn))
+        stages = _by_stage(heads, lambda name: levels[heads[name]], last)
+        self.heads = tuple(map(tuple, stages))
         self.read = {name: inputs[value] for name, value in heads.items() if value in inputs}
         self._values = heads
         self.after = _after(block.nodes, heads, self.read)
