@@ -15,7 +15,7 @@ __all__ = ["nothing_to_train", "parameter_groups", "prepare_optimizer", "scales_
 
 def scales_of(model: nn.Module, scales: Mapping[str, float]) -> dict[int, float]:
     """The factor of the learning rate of each parameter that has one, by id; an inner path goes before an outer one."""
-    known = parts_by_path(model) if scales else {}
+    known = parts_by_path(model) if scales else None
     by_parameter: dict[int, float] = {}
     for path in sorted(scales, key=lambda path: path.count("/")):
         for parameter in part_at(model, path, known).parameters.values():

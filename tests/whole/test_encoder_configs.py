@@ -1,5 +1,6 @@
 """The small pretrained encoder of configs/encoders: it learns something, is used frozen, and is fine-tuned."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -54,8 +55,7 @@ def encoders(tmp_path_factory):
     shutil.copytree(CONFIGS / "encoders", folder, ignore=shutil.ignore_patterns("encoder"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(CONFIGS)
-        from encoders import make_encoder
-
+        make_encoder = importlib.import_module("encoders.make_encoder")
         make_encoder.main(["--frames", "40", "--steps", "2", "-o", str(folder / "encoder")])
     return folder
 
@@ -107,8 +107,7 @@ def test_a_run_of_composer_train_changes_the_encoder_or_does_not(name, encoders,
 
 @pytest.mark.full
 def test_the_script_makes_an_encoder_that_sees(tmp_path, capsys):
-    from encoders import make_encoder
-
+    make_encoder = importlib.import_module("encoders.make_encoder")
     make_encoder.main(["-o", str(tmp_path / "encoder")])
     words = capsys.readouterr().out.split()
     assert float(words[5]) < 0.8 * float(words[-1]), words

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,11 +86,10 @@ def test_the_index_counts_the_actors_of_the_network():
     shared = composed({**read}, names=names)
     assert shared.policy.groups[0].module.network.in_ports["actor"].cardinality == 3
     of_types = composed({"networks": {"b": read, "a": read}}, names=names)
-    counts = {
-        g.name: g.module.network.in_ports["actor"].cardinality for g in of_types.policy.groups
-    }
+    groups: Any = of_types.policy.groups
+    counts = {g.name: g.module.network.in_ports["actor"].cardinality for g in groups}
     assert counts == {"a": 2, "b": 1}
-    assert [a.name for a in of_types.policy.groups[-1].actors] == ["a_0", "a_1"]
+    assert [a.name for a in groups[-1].actors] == ["a_0", "a_1"]
 
 
 CRITICS = {

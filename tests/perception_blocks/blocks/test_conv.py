@@ -271,7 +271,8 @@ def test_batch_norm_is_torchs_over_all_leading_axes(leading):
     expected = norm(conv(x.reshape(-1, 4, 6))).relu()
     torch.testing.assert_close(block(x), expected.reshape(*leading, 4, 4))
     torch.testing.assert_close(block.norms[0].running_var, norm.running_var)
-    block.eval(), norm.eval()
+    block.eval()
+    norm.eval()
     expected = norm(conv(x.reshape(-1, 4, 6))).relu()
     torch.testing.assert_close(block(x), expected.reshape(*leading, 4, 4))
 
