@@ -158,6 +158,8 @@ def _box(box: Box) -> Attributes:
         look = {"fillcolor": fill_color(box.share), "color": "#5b7a99"}
     if box.remembers:
         look |= {"peripheries": "2", "penwidth": "1.4"}
+    if box.frozen:
+        look |= {"style": "filled,dotted", "penwidth": "1.8", "color": INK}
     return look | {"label": f"<{_label(box)}>"}
 
 

@@ -100,7 +100,7 @@ def _box(draft: DraftBox, frame: str | None, count: int) -> Box:
         lines.append(f"{quantity(row.parameters * every)} parameters, {percent(share)}")
     lines += filter(None, [row.each, row.memory, _shared(row), "frozen" if row.frozen else ""])
     remembers, details = row.memory.startswith("carries"), _details(draft, row, every)
-    return Box(draft.kind, title, tuple(lines), share, remembers, frame, details)
+    return Box(draft.kind, title, tuple(lines), share, remembers, row.frozen, frame, details)
 
 
 def _counted(draft: DraftBox, lines: list[str]) -> list[str]:

@@ -27,6 +27,7 @@ class Box:
     lines: tuple[str, ...] = ()
     share: float = 0.0  # of all parameters, 0 to 1
     remembers: bool = False  # carries a state
+    frozen: bool = False  # has parameters, none of which is trained
     frame: str | None = None
     details: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,6 +87,8 @@ class Picture:
             lines.append("dashed box: not a block")
         if any(box.remembers for box in boxes):
             lines.append("double border: carries memory")
+        if any(box.frozen for box in boxes):
+            lines.append("dotted border: frozen")
         if self.shared:
             lines.append("bold arrow: shared with the critic")
         if self.masks:

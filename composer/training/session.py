@@ -155,7 +155,7 @@ def prepare(
     if weights is not None and partial:
         report = _begin_with_what_fits(model, weights)
     elif weights is not None:
-        _refuse_other_spaces(weights, model, limits)
+        _refuse_other_spaces(weights, model, limits, "\n--partial loads the nodes that fit")
         fill_whole(model, weights)
     return Prepared(task, trainer_class, model, source.name, report)
 
@@ -374,8 +374,10 @@ def _refuse_unlike(model: Model, task: Task, allow: Sequence[str]) -> None:
         )
 
 
-def _refuse_other_spaces(weights: str | Path, model: Model, limits: GivenLimits) -> None:
-    """Raise TrainingError where the checkpoint ``weights`` is of other spaces than ``model``."""
+def _refuse_other_spaces(
+    weights: str | Path, model: Model, limits: GivenLimits, advice: str = ""
+) -> None:
+    """Raise TrainingError, with ``advice``, where the checkpoint ``weights`` is of other spaces than ``model``."""
     needed = read_checkpoint(weights).spaces(limits)
     spaces = (model.observation_space, model.action_space)
     differences = [
@@ -386,7 +388,7 @@ def _refuse_other_spaces(weights: str | Path, model: Model, limits: GivenLimits)
     if differences:
         lines = "".join(f"\n  {difference}" for difference in differences)
         raise TrainingError(
-            f"{str(weights)!r} is a model for other spaces than the environment's:{lines}"
+            f"{str(weights)!r} is a model for other spaces than the environment's:{lines}{advice}"
         )
 
 

@@ -74,7 +74,8 @@ class TokenDataset(Dataset[Tensor]):
             why = f": all {self.dropped} are {longer}" if self.dropped else ""
             raise SpecError([Problem(f"the data set has no sequence{why}")])
         if self.dropped:
-            warnings.warn(f"{self.dropped} sequences are left out: {longer}", stacklevel=3)
+            left = "1 sequence is" if self.dropped == 1 else f"{self.dropped} sequences are"
+            warnings.warn(f"{left} left out: {longer}", stacklevel=3)
         self._numbers = torch.frombuffer(numbers, dtype=torch.int64)
         self._ends = torch.tensor(lengths).cumsum(0).tolist()
 

@@ -271,7 +271,8 @@ def test_another_environment_than_the_checkpoints_is_refused(capsys):
     assert head == (
         "composer train: 'agent.safetensors' is a model for other spaces than the environment's:"
     )
-    assert len(differences) == 2
+    assert len(differences) == 3
+    assert differences[-1] == "--partial loads the nodes that fit"
     assert not Path("run").exists()
 
 

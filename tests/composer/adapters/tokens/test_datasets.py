@@ -59,7 +59,7 @@ def test_what_an_environment_could_not_generate_is_left_out(file):
 
     with pytest.warns(
         UserWarning,
-        match=re.escape("1 sequences are left out: longer than 'max_length', which is 4"),
+        match=re.escape("1 sequence is left out: longer than 'max_length', which is 4"),
     ):
         dataset = TokenDataset(file, VOCABULARY, max_length=4)
     assert (len(dataset), dataset.dropped) == (3, 1)
