@@ -73,7 +73,7 @@ class RefusedError(ValueError):
 class SpecError(ValueError):
     """All errors in a spec: ``problems`` as data; the text has one problem per line, in the order of the file.
 
-    The text has the first 100 problems, and the number of the others.
+    The text has the first problems, at most 100 of them, and the number of the others.
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:

@@ -34,6 +34,7 @@ __all__ = [
 
 MOST_CHARACTERS = 2_000  # of a message
 MOST_MESSAGES = 100
+MOST_TEXT = 18_000  # of all messages together
 # None of these ends a string, begins an escape or a placeholder, or is invisible. What generates code (PyTorch's
 # guards, FX, ONNX's parsers) puts names between quotes, and not always with an escape.
 _PLAIN = re.compile(r"[\w./: -]{1,200}")
@@ -237,15 +238,24 @@ def readable(text: str, most: int | None = None) -> str:
 
 
 def shortened(messages: str | Iterable[object]) -> str:
-    """Messages, or the lines of one: at most 100 of 2,000 characters each, and how many more there are.
+    """Messages, or the lines of one, and how many more there are than are shown.
+
+    Shown are at most 100, of 2,000 characters each and 18,000 together.
 
     >>> shortened(range(102))[-17:]
     '99\\n... and 2 more'
     """
     every = messages.split("\n") if isinstance(messages, str) else list(messages)
-    shown = [readable(str(message), MOST_CHARACTERS) for message in every[:MOST_MESSAGES]]
-    more = len(every) - MOST_MESSAGES
-    return "\n".join([*shown, *([f"... and {more:,} more"] if more > 0 else [])])
+    shown: list[str] = []
+    room = MOST_TEXT
+    for message in every[:MOST_MESSAGES]:
+        text = readable(str(message), MOST_CHARACTERS)
+        room -= len(text) + 1
+        if room < 0:
+            break
+        shown.append(text)
+    more = len(every) - len(shown)
+    return "\n".join([*shown, *([f"... and {more:,} more"] if more else [])])
 
 
 def _without_middle(text: str, most: int) -> str:

@@ -313,3 +313,17 @@ def test_a_wrong_value_anywhere_is_reported_at_that_value(data):
     with pytest.raises(SpecError) as caught:
         read(text, ["my_nets", "my_envs"])
     assert str(caught.value).startswith(f"<spec>:{line}:{len(key) + 5}: {key!r} must be ")
+
+
+@pytest.mark.parametrize("count", [30, 1_000, 5_000])
+def test_however_much_is_wrong_the_message_can_be_read(count):
+    """Each message lists all keys of a spec: not so many are shown that nobody reads them."""
+    text = "version: 1\n" + "".join(f"k{index}: 1\n" for index in range(count))
+    with pytest.raises(SpecError) as caught:
+        read_spec(load_source(text))
+    assert len(caught.value.problems) == count + 1
+    shown, _, more = str(caught.value).partition("\n... and ")
+    assert len(shown) <= 18_000
+    left = int(more.split()[0].replace(",", "")) if more else 0
+    assert len(shown.splitlines()) + left == count + 1
+    assert bool(left) == (count > 30)
