@@ -153,7 +153,7 @@ def match_weights(
         raise CheckpointError(f"{part.path!r} has no weights that a file could give")
     whole = {name: name for names in part.tensors.values() for name in names}
     if not inside and all(_fits(state[name], tensors.get(name)) for name in whole):
-        return FirstWeights(part.path, file, "name", whole, (), tensors)
+        return _of_numbers(FirstWeights(part.path, file, "name", whole, (), tensors))
     below = _below(tensors, inside, part.path, file)  # name below the part -> name in the file
     others = _names_of_others(part, below)
     named = {ours: below.get(others.get(ours, ours)) for ours in part.tensors}
@@ -181,7 +181,24 @@ def match_weights(
     names = {full: str(named[ours]) for ours, fulls in part.tensors.items() for full in fulls}
     used = set(names.values())
     left = tuple(name for name in below.values() if name not in used)
-    return FirstWeights(part.path, file, by, names, left, tensors)
+    return _of_numbers(FirstWeights(part.path, file, by, names, left, tensors))
+
+
+def _of_numbers(weights: FirstWeights) -> FirstWeights:
+    """``weights``, none of which is NaN. Raises CheckpointError."""
+    wrong = [
+        name for name in dict.fromkeys(weights.names.values()) if _has_nan(weights.tensors[name])
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"the weights in {weights.file!r} are NaN at {few_of(wrong)}: their training has failed; take those of an "
+            "earlier step"
+        )
+    return weights
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return bool(tensor.isnan().any())
 
 
 def _names_of_others(part: ModelPart, names: Iterable[str]) -> Mapping[str, str]:

@@ -281,3 +281,20 @@ def test_a_header_that_does_not_list_frozen_parameters_is_refused(frozen, tmp_pa
     message = f"the checkpoint is damaged: 'frozen' in its header is {frozen!r}"
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
         composer.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_weights_that_are_nan_are_refused_by_name(kind, device, tmp_path):
+    """The model would act, and fail far from the cause; infinity stands in the masks of some encoders."""
+    tensors = {name: tensor.clone() for name, tensor in ENCODER.state_dict().items()}
+    tensors["0.bias"][3] = torch.inf
+    saved(tmp_path, kind, tensors)
+    composed(written(tmp_path), device=device)
+    tensors["2.weight"][0, 1] = torch.nan
+    saved(tmp_path, kind, tensors)
+    with pytest.raises(SpecError) as error:
+        composed(written(tmp_path), device=device)
+    assert [problem.message for problem in error.value.problems] == [
+        "the weights in 'encoder.pt' are NaN at '2.weight': their training has failed; take those of an earlier step"
+    ]
