@@ -19,7 +19,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise missing_extra("composer train", error, "train") from error
+    raise missing_extra("a training or its evaluation", error, "train") from error
 
 __all__ = ["LearningCurve", "Row", "SeedCurves"]
 

@@ -10,7 +10,7 @@ from perception_blocks.registry import missing_extra
 try:
     from tqdm import tqdm
 except ImportError as error:
-    raise missing_extra("composer train", error, "train") from error
+    raise missing_extra("a training", error, "train") from error
 
 __all__ = ["ProgressBar"]
 

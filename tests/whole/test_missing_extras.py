@@ -100,6 +100,10 @@ NEEDS = {
         "torchrl,train",
     ),
     "train --resume run": ("composer train: a training", "matplotlib' and 'tqdm", "train"),
+    "eval agent.safetensors": (
+        "composer eval: a training or its evaluation", "matplotlib", "train",
+    ),
+    "blocks vision_model": ("composer blocks: block 'vision_model'", "transformers", "llm"),
     "run sft -o run": ("composer run: the folder of a run", "matplotlib", "train"),
     "run ppo": ("composer run: a vocabulary", "tokenizers", "llm"),
     "export configs/cartpole.yaml -o model.onnx": (
