@@ -43,11 +43,15 @@ def _registries_as_before():
 
 
 @pytest.fixture(autouse=True)
-def _numbers_are_printed_as_by_default():
-    """rl_games' Runner changes how torch prints, for everybody, when it is imported: here, or while tests are collected."""
+def _settings_of_torch_as_before():
+    """Trainers change them for the whole process: rl_games how torch prints and, with its Runner, how many threads it has;
+
+    TorchRL sets the threads again when one of its environments is collected, which may be in the middle of a compilation.
+    """
     torch.set_printoptions(profile="default")
     yield
     torch.set_printoptions(profile="default")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

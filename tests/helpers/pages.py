@@ -70,7 +70,7 @@ class Page:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.names: dict[str, object] = {"__name__": "page"}
-        self.modules: list[str] = []  # Python files that the page has saved
+        self.modules: list[str] = []  # Python files that the page has saved, which its specs may name
 
     def run(self, example: Example) -> None:
         self.save(example)
@@ -118,5 +118,6 @@ def open_page(folder: Path) -> Iterator[Page]:
             yield page
         finally:
             sys.path[:] = path
-            for name in page.modules:
-                sys.modules.pop(name, None)
+            for name, module in [*sys.modules.items()]:  # the next page has a folder of its own
+                if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
+                    del sys.modules[name]

@@ -422,7 +422,7 @@ MANY = {
 
 
 @pytest.mark.parametrize("policy", MANY.values(), ids=MANY)
-def test_of_many_problems_a_hundred_are_shown_in_linear_time(policy):
+def test_of_many_problems_the_first_are_shown_in_linear_time(policy):
     spec = {"version": 1, "policy": policy}
     if policy is None:
         spec |= {"params": dict.fromkeys(NAMES, 1), "policy": {"template": {}}}
@@ -434,9 +434,11 @@ def test_of_many_problems_a_hundred_are_shown_in_linear_time(policy):
     )  # a second, and on a busy machine ten; squared it is minutes
     count = len(error.value.problems)
     assert count >= 4_000
-    lines = str(error.value).split("\n")
-    assert lines[-1] == f"... and {count - 100:,} more"
-    assert len(lines) == 101
+    text = str(error.value)
+    lines = text.split("\n")
+    assert lines[-1] == f"... and {count - len(lines) + 1:,} more"
+    assert 30 < len(lines) <= 101  # 100 problems, or as many as have 18,000 characters
+    assert len(text) < 18_100
 
 
 PATHS = [f"policy/{name}" for name in NAMES]

@@ -402,8 +402,8 @@ def test_a_folder_that_holds_no_run_is_not_resumed(capsys):
 @pytest.mark.parametrize(
     ("library", "options", "what", "extra"),
     [
-        ("matplotlib", {}, "composer train", "train"),
-        ("tqdm", {}, "composer train", "train"),
+        ("matplotlib", {}, "a training or its evaluation", "train"),
+        ("tqdm", {}, "a training", "train"),
         ("stable_baselines3", {}, "trainer 'sb3'", "sb3"),
         ("torchrl", {"trainer": "torchrl"}, "trainer 'torchrl'", "torchrl"),
     ],
