@@ -79,5 +79,5 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.library
-	$(PIP) --no-build-isolation -e ".[dev,envs,graph,pettingzoo,onnx,llm,sb3,torchrl,ray,rsl-rl,skrl,rl-games,tianshou,train]"
+	$(PIP) --no-build-isolation -e ".[dev,envs,graph,pettingzoo,onnx,llm,sb3,torchrl,ray,rsl-rl,skrl,rl-games,tianshou,train,editor]"
 	@touch $@

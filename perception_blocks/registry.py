@@ -48,6 +48,7 @@ EXTRAS = {
     "benchmarl": ["benchmarl"],
     "ray": ["ray"],
     "train": ["matplotlib", "tqdm", "imageio", "imageio_ffmpeg", "tensorboard"],
+    "editor": ["pygls", "lsprotocol", "starlette", "uvicorn", "watchfiles"],
     "envs": ["mujoco", "Box2D", "pygame", "ale_py", "minigrid"],
 }
 PLUGIN_GROUP = "perception_blocks.plugins"
