@@ -110,6 +110,27 @@ class Dag:
         needed = self.needed()
         return [node for node in self._sorted if node.name in needed]
 
+    def partial_order(self) -> list[DagNode]:
+        """All nodes, each once by its name: those that can be ordered, then those in a cycle or behind one.
+
+        >>> nodes = [DagNode("b", ("c",)), DagNode("c", ("b",)), DagNode("e", ("d",)), DagNode("d", ("x",))]
+        >>> [node.name for node in Dag(nodes, None, None).partial_order()]
+        ['d', 'e', 'b', 'c']
+        """
+        waits = {name: {w.name for w in self._writers_of(n)} for name, n in self._by_name.items()}
+        readers: dict[str, list[str]] = {}
+        for name, writers in waits.items():
+            for writer in writers:
+                readers.setdefault(writer, []).append(name)
+        order = [name for name, writers in waits.items() if not writers]
+        for name in order:  # which grows
+            for reader in readers.get(name, ()):
+                waits[reader].remove(name)
+                if not waits[reader]:
+                    order.append(reader)
+        behind = [name for name, writers in waits.items() if writers]
+        return [self._by_name[name] for name in (*order, *behind)]
+
     def needed(self) -> set[str]:
         """Names of the nodes that some output depends on. Only for a Dag without problems of order."""
         if self.outputs is None:

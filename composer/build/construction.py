@@ -23,6 +23,7 @@ from composer.network.network import Network
 from composer.network.registries import REGISTRIES
 from composer.spec.places import NodePath
 from perception_blocks.base_block import PerceptionBlock, is_built_in
+from perception_blocks.graph.built import BuiltModule, ModuleKey
 from perception_blocks.graph.construct import Construction
 from perception_blocks.graph.wiring import NodeError
 from perception_blocks.init import Rule, derive_seed, draw_parameters, local_generator
@@ -51,6 +52,9 @@ def on_cpu() -> contextlib.AbstractContextManager[object]:
     return torch.device("cpu")
 
 
+OnBuilt: TypeAlias = Callable[[SpecPath, NodePath, BuiltModule], None]
+
+
 class Stages(Protocol):
     """What follows as the modules of a network get their weights, one after the other."""
 
@@ -67,7 +71,8 @@ class SeededConstruction(Construction):
     """Builds one network, called ``name``, from ``seed``; `materialize` gives it weights.
 
     With ``meta`` nothing is allocated: users' classes are constructed on the meta device too, where they allow it.
-    ``where`` turns a node's path into the words of a note on an exception, ``place`` into its path in the spec.
+    ``where`` turns a node's path into the words of a note on an exception, ``place`` into its path in the spec;
+    ``on_built`` gets each node that is built, with that path and the one below the model.
     Raises LimitReached where there is more to be built than ``budget`` allows.
     """
 
@@ -80,6 +85,7 @@ class SeededConstruction(Construction):
         where: Callable[[NodePath], str],
         place: Callable[[NodePath], SpecPath],
         budget: Budget,
+        on_built: OnBuilt | None = None,
     ) -> None:
         self.name = name
         self.seed = seed
@@ -87,6 +93,7 @@ class SeededConstruction(Construction):
         self.budget = budget
         self._where = where
         self._place = place
+        self._on_built = on_built
         self._blocks: dict[NodePath, PerceptionBlock] = {}
         self._others: dict[NodePath, tuple[nn.Module, Callable[[], nn.Module]]] = {}
         self._rules: dict[NodePath, Rule] = {}
@@ -94,7 +101,12 @@ class SeededConstruction(Construction):
         self._actions: list[Callable[[], None]] = []
 
     def build(
-        self, path: NodePath, factory: Callable[[], nn.Module], *, resettable: bool
+        self,
+        path: NodePath,
+        factory: Callable[[], nn.Module],
+        *,
+        resettable: bool,
+        key: ModuleKey,
     ) -> nn.Module:
         try:
             self.budget.add_node()
@@ -111,6 +123,10 @@ class SeededConstruction(Construction):
         except LimitReached as reached:
             raise reached.at(self._named(path), self._place(path)) from None
 
+    def note(self, path: NodePath, built: BuiltModule) -> None:
+        if self._on_built is not None:
+            self._on_built(self._place(path), (self.name, *path), built)
+
     def draw(self, path: NodePath, module: nn.Module, rule: Rule) -> None:
         self._rules[path] = rule
         draw_parameters(module, derive_seed(self.seed, self.name, *path), rule)
@@ -121,6 +137,7 @@ class SeededConstruction(Construction):
             seed=derive_seed(self.seed, self.name, *path, index),
             where=lambda inner: self.where((*path, *inner)),
             place=lambda inner: self._place((*path, *inner)),
+            on_built=self._on_built if index == 0 else None,
         )
         self._copies.append(inner)
         return inner
@@ -134,8 +151,9 @@ class SeededConstruction(Construction):
         arguments = {
             "name": self.name, "seed": self.seed, "meta": self.meta,
             "where": self._where, "place": self._place, "budget": self.budget,
+            "on_built": self._on_built,
         }  # fmt: skip
-        return SeededConstruction(**{**arguments, **changes})
+        return type(self)(**{**arguments, **changes})
 
     def when_weights_exist(self, action: Callable[[], None]) -> None:
         self._actions.append(action)

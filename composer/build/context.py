@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from composer.build.budget import Budget
+from composer.build.construction import SeededConstruction
 from composer.errors import Path, Problems
 from composer.network.network import Network
 from composer.source.load import Source
-from composer.spec.model_spec import NetworkSpec
+from composer.spec.model_spec import NetworkSpec, NodeSpec
+from composer.spec.places import NodePath
 from composer.template.expansion import Effects
+from perception_blocks.graph.built import BuiltModule
 from perception_blocks.init import initializer
 from perception_blocks.port import Port, Shape, format_shape
 
@@ -24,7 +27,11 @@ ADDED = ("distributions", "normalizers")
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What is given to all that is built for one model; ``problems`` gathers what is wrong, ``budget`` what is made."""
+    """What is given to all that is built for one model; ``problems`` gathers what is wrong, ``budget`` what is made.
+
+    ``broken`` are the places where the structure of the spec is wrong: a node there is not built, and of the others
+    only what is wrong with their blocks and settings is said, see `BuildNotes.faults`.
+    """
 
     source: Source
     problems: Problems
@@ -32,11 +39,22 @@ class BuildContext:
     seed: int
     meta: bool
     budget: Budget
+    broken: frozenset[Path] = frozenset()
+    construction: Callable[..., SeededConstruction] = SeededConstruction
+
+    def is_broken(self, node: NodeSpec) -> bool:
+        """Whether the structure of ``node`` itself is wrong; a node inside of it may be."""
+        depth = len(node.path)
+        return any(
+            path[:depth] == node.path
+            and (node.graph is None or path[depth : depth + 1] != ("graph",))
+            for path in self.broken
+        )
 
 
 @dataclass
 class BuildNotes:
-    """What became known while the networks of one plan were built; ``expanded`` and ``effects`` are of the model."""
+    """What became known while the networks of one plan were built; what has a path as its key is of the model."""
 
     read: set[str] = field(default_factory=set)  # observations that some network reads
     shared: dict[str, Port] = field(default_factory=dict)  # what the policy hands to the critic
@@ -44,10 +62,32 @@ class BuildNotes:
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
     expanded: dict[Path, NetworkSpec] = field(default_factory=dict)  # templates as graphs
     effects: Effects = field(default_factory=Effects)  # of templates
+    # Of each node of the spec, what was built of it, by its path in the model: also of a network that failed.
+    built: dict[Path, dict[NodePath, BuiltModule]] = field(default_factory=dict)
+    # Of each network and nested graph of the spec, the values in it that are known.
+    ports: dict[Path, dict[str, Port]] = field(default_factory=dict)
+    networks: dict[Path, list[Network]] = field(default_factory=dict)  # that could be built
+    # What is wrong with the block or a setting of a node, whatever the rest of the spec says.
+    faults: set[tuple[Path, str]] = field(default_factory=set)
 
     def of_another(self) -> BuildNotes:
         """Notes of another plan of the same model."""
-        return BuildNotes(expanded=self.expanded, effects=self.effects)
+        return BuildNotes(
+            expanded=self.expanded, effects=self.effects, built=self.built, ports=self.ports,
+            networks=self.networks, faults=self.faults,
+        )  # fmt: skip
+
+    def add_built(self, network: Path, place: Path, path: NodePath, built: BuiltModule) -> None:
+        """Note what was built of the node at ``place`` of the spec, in ``network``, and at ``path`` below it."""
+        self.built.setdefault(place, {})[path] = built
+        node, step = built.node.node, built.node.step
+        if node.group is not None:
+            return  # a head's value is not for other nodes
+        is_nested = len(place) > len(network) + 2 and place[-2] == "graph"
+        self.ports.setdefault(place[:-2] if is_nested else network, {}).update(built.node.out_ports)
+        if step.inner is not None:
+            inner = [replace(p, shape=p.shape[node.each :]) for p in built.node.in_ports]
+            self.ports.setdefault(place, {}).update(zip(step.inner[0], inner))
 
 
 class VisiblePorts(NamedTuple):

@@ -23,6 +23,7 @@ from composer.spec.places import ENSEMBLE
 from composer.trust import PathError, import_trusted
 from perception_blocks.base_block import is_torchs
 from perception_blocks.ensemble.ensemble import EnsembleBlock
+from perception_blocks.graph.built import ModuleKey
 from perception_blocks.graph.construct import add_place
 from perception_blocks.graph.wiring import refused_call
 from perception_blocks.init import Rule, initializer
@@ -96,7 +97,8 @@ def _made(
         return module
 
     factory = without_lost_files(cls, make, arguments)
-    module = construction.build((), factory, resettable=False)
+    key = ModuleKey(cls, arguments, rule, tuple(ports.values()))
+    module = construction.build((), factory, resettable=False, key=key)
     if rule is not None:
         construction.draw((), module, rule)
     return module

@@ -41,6 +41,7 @@ __all__ = ["build_network"]
 SIZED_BLOCKS = ("linear_output", "dueling")  # as heads they need not be told their width
 SIZES = {"output_units", "output_shape"}
 VALUE_HEADS = ("quantile_value", "categorical_value")  # with a width, one value for each action
+WIRING = ("in", "out", "each", "same_as")  # keys of a node that are about others as well
 ENDS = ("linear_output", "dueling", "value", *VALUE_HEADS)
 
 
@@ -73,23 +74,26 @@ def build_network(
         node = "/".join((name, *path))
         return f"{position}: {node}" if position else node
 
-    construction = SeededConstruction(
+    notes.ports.setdefault(spec.path, {}).update(visible.ports)
+    construction = context.construction(
         name,
         context.seed,
         meta=context.meta,
         where=where,
         place=partial(place_of, spec),
         budget=context.budget,
+        on_built=partial(notes.add_built, spec.path),
     )
     if spec.target is not None:
         outcome = custom_network(spec, visible.ports, requirements, context, construction)
     else:
-        outcome = _graph_network(spec, visible, requirements, context, construction)
+        outcome = _graph_network(spec, visible, requirements, context, construction, notes)
     network, given = outcome.network, outcome.ports
     notes.read |= set(outcome.read)
     notes.shared |= {name: given[name] for name in requirements.values if name in given}
     if network is None:
         return None
+    notes.networks.setdefault(spec.path, []).append(network)
     if context.meta:
         network.has_weights = False
         construction.when_weights_exist(network.weights_exist)
@@ -105,6 +109,7 @@ def _graph_network(
     requirements: Requirements,
     context: BuildContext,
     construction: SeededConstruction,
+    notes: BuildNotes,
 ) -> Outcome:
     ports = visible.ports
     before = len(context.problems)
@@ -130,7 +135,7 @@ def _graph_network(
     except GraphError as error:
         for problem in error.problems:
             if not (incomplete and problem.kind == "unused_node"):  # a lost head would have used it
-                _note(problem, spec, visible, context)
+                _note(problem, spec, visible, context, notes)
         return Outcome(ports=error.ports)
     _note_wrong_widths(block, spec, requirements, context)
     reads_actions = any(name in block.in_ports for name in drawn)
@@ -234,10 +239,13 @@ def _add(
 ) -> None:
     """Add ``node`` to ``graph``."""
     init = node.init
-    if node.graph is not None:
+    block: BlockSource
+    if context.is_broken(node):
+        block = _BrokenNodeError()
+    elif node.graph is not None:
         if init is not None:
             rule = checked_rule(init, (*node.path, "init"), context)
-        block: BlockSource = _graph(node.graph, {}, context, rule)
+        block = _graph(node.graph, {}, context, rule)
         init = None
     else:
         block = _block(node, context)
@@ -253,12 +261,16 @@ def _add(
             settings,
             out=node.out,
             each=node.each,
-            same_as=node.same_as,
+            same_as=None if isinstance(block, _BrokenNodeError) else node.same_as,
             init=init,
             group=group,
-            copies=node.copies,
+            copies=node.copies if isinstance(block, Graph) else None,
         )
     )
+
+
+class _BrokenNodeError(Exception):
+    """A node is not built, as its structure is wrong, which has been noted."""
 
 
 def _block(node: NodeSpec, context: BuildContext) -> BlockSource:
@@ -355,7 +367,11 @@ def _is_value_itself(graph: Graph, head: NodeSpec, requirements: Requirements) -
 
 
 def _note(
-    problem: GraphProblem, spec: NetworkSpec, visible: VisiblePorts, context: BuildContext
+    problem: GraphProblem,
+    spec: NetworkSpec,
+    visible: VisiblePorts,
+    context: BuildContext,
+    notes: BuildNotes,
 ) -> None:
     path = place_of(spec, problem.path)
     if problem.key is not None:
@@ -366,6 +382,8 @@ def _note(
     shared_head = spec.heads and spec.heads.default and problem.path[:1] == ("heads",)
     if shared_head and any(known.path == path for known in context.problems):
         return  # the one head that is written makes all of them: said once
+    if not problem.kind and problem.key not in WIRING:
+        notes.faults.add((path, message))
     context.problems.add(path, message, key=problem.of_key)
 
 

@@ -50,12 +50,15 @@ def build_policy_and_critic(
     spaces: Spaces,
     actors: Actors | None,
     dtype: torch.dtype,
+    notes: BuildNotes | None = None,
 ) -> PolicyAndCritic:
     """Policy and critic, without weights yet, of an environment with one Space (``spaces``) or with ``actors``.
 
+    ``notes`` gets what becomes known of networks and nodes, also where the spec is wrong.
+
     Raises SpecError with everything that is wrong with the spec. An exception from a user's own class passes through.
     """
-    notes = BuildNotes()
+    notes = BuildNotes() if notes is None else notes
     groups = plan_groups(spec, context, notes, spaces, actors)
     built = {group.name: _networks(group) for group in groups}
     _check_wrap(spec, context, actors, groups[0], built[groups[0].name])

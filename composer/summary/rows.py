@@ -25,7 +25,8 @@ from perception_blocks.graph.assemble import BuiltNode
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
 
-__all__ = ["Row", "RowPath", "class_name", "distribution_name", "network_in", "read_rows"]
+__all__ = ["Row", "RowPath", "class_name", "distribution_name", "flops_of_node", "network_in"]
+__all__ += ["read_rows"]
 
 RowPath = tuple[str, ...]
 
@@ -286,6 +287,22 @@ def _same_work(node: BuiltNode, module: nn.Module) -> Hashable:
     inputs = [(port.shape, port.dtype, port.cardinality) for port in node.in_ports]
     settings = sorted((name, repr(value)) for name, value in node.settings.items())
     return type(module), repr(settings), repr(inputs), node.node.each, node.step.arguments
+
+
+def flops_of_node(node: BuiltNode, module: nn.Module) -> int | None:
+    """The FLOPs of a node, whose ``module`` it is, for one observation; None where they are not known.
+
+    They are of all its applications (`each`) and copies, and of the nodes of a nested graph. A multiply-add counts as
+    two; nothing is allocated.
+    """
+    nested = network_in(module)
+    if nested is None:
+        flops, copies = _flops_once(node, module), 1
+    else:
+        network, copies = nested
+        counts = [flops_of_node(inner, network.module_of(inner)) for inner in network.nodes]
+        flops = None if None in counts else sum(count for count in counts if count is not None)
+    return None if flops is None else flops * copies * _repeats(node)
 
 
 def _flops_once(node: BuiltNode, module: nn.Module) -> int | None:

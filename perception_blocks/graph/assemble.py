@@ -5,13 +5,14 @@ Everything that can be wrong with a node is found here, for all nodes in one go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
 
 from perception_blocks.base_block import PerceptionBlock, block_label, block_name
+from perception_blocks.graph.built import BuiltModule, BuiltNode
 from perception_blocks.graph.collector import collection_paused
 from perception_blocks.graph.construct import (
     Construction,
@@ -46,19 +47,6 @@ M = TypeVar("M", bound=nn.Module)
 Nest = Callable[[Graph, list[str], tuple[str, ...], int | None], Any]
 
 
-@dataclass(slots=True)  # not frozen: there is one for each node
-class BuiltNode:
-    """A node and what is known of it now; its module is found at ``step.module`` below the network."""
-
-    node: Node
-    label: str  # the block's registered name, class name or function name
-    settings: Mapping[str, object]  # as given, with what the Ports filled in
-    in_ports: tuple[Port, ...]
-    out_ports: Mapping[str, Port]
-    step: Step
-    state_shapes: Mapping[str, Shape]  # by name in the network: "node/h"
-
-
 def assemble(
     graph: Graph,
     outputs: Sequence[str],
@@ -73,14 +61,17 @@ def assemble(
     """
     dag = graph.dag(outputs)
     problems = graph.problems_of(dag)
-    if any(problem.blocks_order for problem in problems):
-        raise GraphError(problems)
-    if problems:  # all nodes are checked then: a mistake may have cut off others
-        dag = graph.dag(None)
     assembly = _Assembly(graph, root, construction, nest, path)
     nodes = {node.value_name: node for node in graph.nodes}
+    if any(problem.blocks_order for problem in problems):
+        assembly.refuse(problem for problem in problems if problem.blocks_order)
+        order = dag.partial_order()
+    elif problems:  # all nodes are checked then: a mistake may have cut off others
+        order = graph.dag(None).order()
+    else:
+        order = dag.order()
     with collection_paused():
-        for step in dag.order():
+        for step in order:
             assembly.add(nodes[step.name])
     if problems or assembly.problems:
         raise GraphError([*problems, *assembly.problems], assembly.ports)
@@ -117,11 +108,21 @@ class _Assembly:
         self._by_name = {node.name: node for node in graph.nodes if node.group is None}
         self._shared: dict[str, tuple[Any, list[Shape]]] = {}
         self._groups: dict[str, dict[str, str]] = {}
+        self._unclear: set[str] = set()  # values of which it is not known what they are
+        self._refused: set[tuple[str, ...]] = set()  # paths of nodes that cannot be built
+
+    def refuse(self, problems: Iterable[GraphProblem]) -> None:
+        """Leave out the nodes of ``problems``, and take values of two writers for unknown."""
+        for problem in problems:
+            self._refused.add(problem.path)
+            if problem.kind == "duplicate" and problem.name is not None:
+                self._unclear.add(problem.name)
+                self.ports.pop(problem.name, None)
 
     def add(self, node: Node) -> None:
         """Build ``node``, or note what is wrong with it."""
         try:
-            if any(name not in self.ports for name in node.reads):
+            if node.path in self._refused or any(name not in self.ports for name in node.reads):
                 # What it reads is unknown or failed: that is reported there.
                 self._check_settings(node)
                 return
@@ -133,7 +134,8 @@ class _Assembly:
                 self._note_error(node, each)
         else:
             self.built.append(built)
-            self.ports |= built.out_ports
+            ports = built.out_ports
+            self.ports |= {name: ports[name] for name in ports if name not in self._unclear}
 
     def _check_settings(self, node: Node) -> None:
         """Note what is wrong with ``node`` whatever it reads."""
@@ -186,7 +188,13 @@ class _Assembly:
         inner, axes = strip_each(node, list(in_ports))
         settings = filled(block, settings, inner)
         site = NodeConstruction(
-            self._path + node.path, block, settings, inner, arguments, self._construction
+            self._path + node.path,
+            block,
+            settings,
+            inner,
+            arguments,
+            self._construction,
+            source.init,
         )
         module = self._module(source, inner, lambda: construct(site, source))
         outs, single = outputs_of(site, module)
@@ -208,7 +216,9 @@ class _Assembly:
         outs = [_masked(port, mask if node.each or port is outs[0] else None) for port in outs]
         named = {name: port for name, port in zip(names, outs) if name != "_"}
         out_ports, shapes = _with_axes(named, axes), _state_shapes(step, states)
-        return BuiltNode(node, block_name(block), settings, in_ports, out_ports, step, shapes)
+        built = BuiltNode(node, block_name(block), settings, in_ports, out_ports, step, shapes)
+        self._construction.note(site.path, BuiltModule(built, module))
+        return built
 
     def _build_nested(self, node: Node, source: Node, block: Graph) -> BuiltNode:
         if source.settings:
@@ -249,7 +259,9 @@ class _Assembly:
         label = "graph" if source.copies is None else "ensemble"
         settings = {} if source.copies is None else {"copies": source.copies}
         out_ports, shapes = _with_axes(named, axes), _state_shapes(step, net.state_shapes)
-        return BuiltNode(node, label, settings, in_ports, out_ports, step, shapes)
+        built = BuiltNode(node, label, settings, in_ports, out_ports, step, shapes)
+        self._construction.note(self._path + node.path, BuiltModule(built, net))
+        return built
 
     def _source(self, node: Node) -> Node:
         """The node whose block is used: ``node`` itself, or the node that `same_as` names."""

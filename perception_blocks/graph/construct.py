@@ -26,6 +26,7 @@ from perception_blocks.base_block import (
     is_torchs,
 )
 from perception_blocks.blocks.custom import FunctionalBlock
+from perception_blocks.graph.built import BuiltModule, ModuleKey
 from perception_blocks.graph.graph import Block, BlockSource, Node
 from perception_blocks.graph.wiring import CombinedNodeError, NodeError, refused_call
 from perception_blocks.init import Rule, draw_parameters, initializer
@@ -52,10 +53,21 @@ class Construction:
     """How modules come to be. The default constructs them as torch does; composer has one that draws from a seed."""
 
     def build(
-        self, path: tuple[str, ...], factory: Callable[[], nn.Module], *, resettable: bool
+        self,
+        path: tuple[str, ...],
+        factory: Callable[[], nn.Module],
+        *,
+        resettable: bool,
+        key: ModuleKey,
     ) -> nn.Module:
-        """The module of the node at ``path``; ``resettable`` ones can draw their weights later by themselves."""
+        """The module of the node at ``path``; ``resettable`` ones can draw their weights later by themselves.
+
+        ``key`` is what it follows from: a module that was built for an equal key would do as well.
+        """
         return factory()
+
+    def note(self, path: tuple[str, ...], built: BuiltModule) -> None:
+        """Called once the node at ``path`` is built, whether or not the network will be."""
 
     def draw(self, path: tuple[str, ...], module: nn.Module, rule: Rule) -> None:
         """Draw the weights of a module that is not ours, because its node has an ``init``."""
@@ -83,12 +95,18 @@ class NodeConstruction:
     ports: Sequence[Port]
     arguments: tuple[str, ...] | None  # names of what forward takes, where not positional
     construction: Construction
+    init: object = None
 
     def call(self, module: nn.Module, *tensors: Tensor) -> object:
         """How the network calls ``module``."""
         if self.arguments is None:
             return module(*tensors)
         return module(**dict(zip(self.arguments, tensors, strict=True)))
+
+    @property
+    def key(self) -> ModuleKey:
+        """What the module follows from."""
+        return ModuleKey(self.block, self.settings, self.init, tuple(self.ports))
 
     def note(self, error: Exception) -> None:
         """Add a note to ``error`` that says where it happened."""
@@ -209,6 +227,7 @@ def _block(site: NodeConstruction) -> nn.Module:
             site.path,
             _factory(site, partial(cls, [port.shape for port in site.ports])),
             resettable=built_in or "reset_parameters" in vars(cls),
+            key=site.key,
         )
         module.out_shapes  # noqa: B018 - measured now, so that a failure names this node
         if isinstance(module, MemoryBlock) and not built_in:
@@ -295,7 +314,8 @@ def _foreign(site: NodeConstruction) -> nn.Module:
     if wrong:
         raise SettingsError(wrong)
     try:
-        return site.construction.build(site.path, _factory(site, site.block), resettable=False)
+        factory = _factory(site, site.block)
+        return site.construction.build(site.path, factory, resettable=False, key=site.key)
     except NodeError:
         raise
     except Exception as error:

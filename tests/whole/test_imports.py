@@ -22,7 +22,7 @@ ROOMS = """
 perception_blocks: synonyms words registry lazy reading dag port settings random_states init activations trial_copy measure direct base_block block | torch numpy networkx
 perception_blocks.blocks: precision masks features dense residual_dense noisy conv_plan conv residual_conv attention attention_conv transformer pooling sets adjacency graph_network message_passing recurrent_layers recurrent windows linear_memory gtrxl combine elementwise heads reshape embed lora adapted rotary key_value_cache decoder_layers decoder_settings model_folder families family_tables family_weights family_folder family_proof decoder body_config body_block language_config language_model vision_config vision_model scale preprocess custom | torch transformers torch_geometric safetensors peft
 perception_blocks.lowering: program code rules lowered | torch
-perception_blocks.graph: collector graph wiring construct assemble | torch networkx
+perception_blocks.graph: collector graph wiring built construct assemble | torch networkx
 perception_blocks.ensemble: layers network ensemble | torch
 perception_blocks: inference | torch networkx
 composer: errors atomic batch_axes limits | torch
@@ -43,7 +43,7 @@ composer.wrappers: interface slots composed heads samples hybrid combination hid
 composer.summary: networks flops rows layout table | torch
 composer.diagram: picture folding labels sketch dot mermaid render html drawing | torch pygraphviz graphviz
 composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
-composer.build: budget context construction observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic parts_of_spec composed_network | torch
+composer.build: budget construction context observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic parts_of_spec composed_network | torch
 composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
