@@ -70,7 +70,9 @@ class Page:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.names: dict[str, object] = {"__name__": "page"}
-        self.modules: list[str] = []  # Python files that the page has saved, which its specs may name
+        self.modules: list[
+            str
+        ] = []  # Python files that the page has saved, which its specs may name
 
     def run(self, example: Example) -> None:
         self.save(example)
