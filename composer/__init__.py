@@ -38,6 +38,7 @@ __all__ = [
     "draw",
     "find_model",
     "first_steps",
+    "import_config",
     "load",
     "model_wrap",
     "register_wrapper",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from composer.critic.state import Critic
     from composer.diagram.drawing import draw
     from composer.errors import SpecError
+    from composer.importing.config import import_config
     from composer.model import Model, compose, load
     from composer.model_registry import MODELS, find_model
     from composer.policy.policy import Policy
@@ -69,6 +71,7 @@ else:
             "critic.state": "Critic",
             "diagram.drawing": "draw",
             "errors": "SpecError",
+            "importing.config": "import_config",
             "model": "Model compose load",
             "model_registry": "MODELS find_model",
             "policy.policy": "Policy",

@@ -35,8 +35,8 @@ from composer.source.values import MAX_DEPTH, Located, check_size, from_python, 
 from perception_blocks.registry import UnknownNameError
 from perception_blocks.words import describe, did_you_mean, sparing
 
-__all__ = ["TEXT_NAME", "GivenSpec", "NamedSpecs", "Override", "Source", "dump_flow", "dump_yaml"]
-__all__ += ["is_name", "load_source", "stored_source"]
+__all__ = ["TEXT_NAME", "GivenSpec", "NamedSpecs", "Override", "Source", "YamlParser", "dump_flow"]
+__all__ += ["dump_yaml", "is_name", "load_source", "stored_source"]
 
 Override: TypeAlias = "str | tuple[str | Path, object]"
 """``"params.width=128"``, or a path (dotted, or its parts) and a value."""
@@ -366,7 +366,7 @@ def _apply(root: Located, override: Override, problems: list[Problem]) -> Locate
 def _parse_value(text: str, position: Position, problems: list[Problem]) -> Located:
     syntax_problems: list[Problem] = []
     try:
-        root = _YamlParser(position.file, syntax_problems).parse(text)
+        root = YamlParser(position.file, syntax_problems).parse(text)
     except SpecError as error:
         syntax_problems += error.problems
         root = None
@@ -394,7 +394,7 @@ def _parse(text: str, name: str, problems: list[Problem]) -> Located:
         message = f"the spec is longer than {MAX_BYTES} characters, too long for a spec"
         raise SpecError([Problem(message, (), Position(name, 1, 1))])
     yaml_problems: list[Problem] = []
-    root = _YamlParser(name, yaml_problems).parse(text)
+    root = YamlParser(name, yaml_problems).parse(text)
     if root is not None and not isinstance(root.value, dict | None):
         # No word of it: it may be any file.
         kind = "a list" if isinstance(root.value, list) else "a single value"
@@ -424,7 +424,7 @@ class _Open:
     unbracketed: list[Scalar] | None = None  # the values of a list whose brackets are missing
 
 
-class _YamlParser:
+class YamlParser:
     """YAML events -> Located values, by the rules of YAML 1.2. Never recurses, and never makes an object by its tag.
 
     What is wrong with one value goes to ``problems``; what is wrong with the whole document raises SpecError.

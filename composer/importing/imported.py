@@ -1,0 +1,81 @@
+"""What became of a configuration: a spec, and all that is not in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from composer.errors import Path, format_path
+from composer.importing.taken import Taken
+from composer.source.load import dump_yaml
+from composer.source.values import Located
+from perception_blocks.words import printable
+
+__all__ = ["Imported", "finished"]
+
+ORDER = ("version", "environment", "distributions", "normalize", "policy", "critic")  # of the keys
+
+
+@dataclass
+class Imported:
+    """The networks of a configuration as a spec, and what of the file is not in it.
+
+    ``spec`` is data for `composer.compose`. ``notes`` say what differs. ``left`` are the paths of the keys about the
+    networks that were not taken over, ``training`` those about training, which never are.
+
+    ``weights`` are pairs for `composer.adopt_weights`: the name of a tensor or a module here, and there. Names there are
+    those in a checkpoint of that library, whose nested mappings are joined by dots. ``"rnn#1"`` is the second layer of a
+    recurrent module (``weight_ih_l1``), ``"mu+sigma"`` are both, one below the other, ``"log(std)"`` is its logarithm.
+    """
+
+    spec: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    training: list[str] = field(default_factory=list)
+    weights: list[tuple[str, str]] = field(default_factory=list)
+    kind: str = ""
+    file: str = ""
+
+    def note(self, text: str) -> None:
+        """Add what differs to the ``notes``, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def differences(self) -> list[str]:
+        """A line for each difference and each key that was not taken over, and the number of keys of training."""
+        lines = [f"differs: {note}" for note in self.notes]
+        lines += [f"not taken over: {path}" for path in self.left]
+        if self.training:
+            keys = "key" if len(self.training) == 1 else "keys"
+            lines.append(f"{len(self.training)} {keys} of training not taken over")
+        return lines
+
+    def to_yaml(self, environment: str | None = None) -> str:
+        """The spec as YAML, below comments with the `differences`."""
+        more = {} if environment is None else {"environment": environment}
+        spec = {**self.spec, **more}
+        spec = {key: spec[key] for key in (*ORDER, *spec) if key in spec}
+        source = f"From {self.file}, a configuration of {self.kind}." if self.file else ""
+        lines = [*([source] if source else []), *self.differences()]
+        return "".join(f"# {printable(line)}\n" for line in lines) + dump_yaml(spec)
+
+
+def finished(imported: Imported, top: Taken, training: Mapping[str, Path] | list[Path]) -> Imported:
+    """``imported`` with the keys of ``top`` that nobody asked for: of ``training`` where a path begins as one of these."""
+    for path in top.left():
+        if any(path[: len(prefix)] == tuple(prefix) for prefix in training):
+            imported.training += [format_path(leaf) for leaf in _leaves(top, path)]
+        else:
+            imported.left.append(format_path(path))
+    return imported
+
+
+def _leaves(top: Taken, path: Path) -> list[Path]:
+    """The paths of the scalars and lists at and below ``path``."""
+    node: Located = top.node
+    for part in path[len(top.path) :]:
+        node = node.value[part]
+    if not (isinstance(node.value, dict) and node.value):
+        return [path]
+    return [leaf for key in node.value for leaf in _leaves(top, (*path, key))]

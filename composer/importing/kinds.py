@@ -1,0 +1,29 @@
+"""The kinds of configurations that can be imported, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from composer.importing.document import Document
+from composer.importing.imported import Imported
+from perception_blocks.registry import Registry
+
+__all__ = ["KINDS", "Kind"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How configurations of one system are read.
+
+    ``files`` says in a few words what they look like. ``recognizes`` looks at a `Document`; ``read`` makes the spec, and
+    takes the name of a class or an entry where a file has several. It raises SpecError by key and reason.
+    """
+
+    files: str
+    recognizes: Callable[[Document], bool]
+    read: Callable[[Document, str | None], Imported]
+
+
+KINDS = Registry("kind of configuration")
+"""Name -> `Kind`, in the order in which they are tried."""

@@ -1,0 +1,186 @@
+"""A mapping that notes which of its keys were asked for, so that none is forgotten silently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from composer.errors import Path, Problem, SpecError, format_path
+from composer.source.values import Located, plain
+from perception_blocks.words import cut, describe
+
+__all__ = ["CLASS", "Code", "Taken"]
+
+CLASS = "__class__"  # the key under which a class or a call of a Python file says its name
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class Code(str):
+    """An expression of a Python file that would have to be run to have a value."""
+
+
+class Taken(Mapping[str, Any]):
+    """A mapping of a file that notes which of its keys were asked for, at any depth.
+
+    Mappings in it, also those in lists, are `Taken` themselves. `text`, `flag`, `number`, `whole`, `wholes`, `below` and
+    `entries` also check what they return; a key that is absent or null has its ``default``, and is needed where there
+    is none. They raise SpecError with the place and the path of the key. ``in`` and ``len`` ask for nothing.
+
+    >>> from composer.source.values import from_python
+    >>> net = Taken(from_python({"mlp": {"units": [64], "d2rl": False}, "cnn": None}))
+    >>> net.below("mlp").wholes("units"), net.left()
+    ([64], [('mlp', 'd2rl'), ('cnn',)])
+    """
+
+    def __init__(self, node: Located, path: Path = ()) -> None:
+        self.node, self.path = node, path
+        self._asked: set[str] = set()
+        self._views: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        node = self.node.value[key]
+        self._asked.add(key)
+        if key not in self._views:
+            self._views[key] = _view(node, (*self.path, key))
+        return self._views[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.node.value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.node.value)
+
+    def __len__(self) -> int:
+        return len(self.node.value)
+
+    def __repr__(self) -> str:
+        return f"Taken({format_path(self.path) or 'the file'})"
+
+    def has(self, key: str) -> bool:
+        """Whether ``key`` is there and not null; a null counts as asked for."""
+        if key in self and self.node.value[key].value is None:
+            self._asked.add(key)
+            return False
+        return key in self
+
+    def ask(self, *keys: str) -> None:
+        """Count ``keys``, with all that is below them, as asked for: they change nothing of the network."""
+        for key in keys:
+            if key in self:
+                _ask_all(self[key])
+
+    def plain(self, key: str) -> Any:
+        """The value of ``key`` as fresh dicts, lists and scalars; all of it counts as asked for."""
+        self.ask(key)
+        return plain(self.node.value[key])
+
+    def left(self) -> list[Path]:
+        """The paths that nobody asked for, in the order of the file; of what is below them nothing."""
+        paths: list[Path] = []
+        for key in self:
+            paths += _left(self._views.get(key)) if key in self._asked else [(*self.path, key)]
+        return paths
+
+    def name(self, key: str | None = None) -> str:
+        """The path of ``key``, or of this mapping, as messages have it: ``params.network.cnn``."""
+        return format_path(self.path if key is None else (*self.path, key))
+
+    def refusal(self, key: str | None, reason: str) -> SpecError:
+        """The error that ``key``, or this mapping, cannot be imported, with its place and the ``reason``."""
+        node = self.node if key is None else self.node.value.get(key, self.node)
+        is_there = key is not None and key in self
+        place = (node.key_position if is_there else None) or node.position
+        path = self.path if key is None else (*self.path, key)
+        name = format_path(path)
+        return SpecError([Problem(f"{name}: {reason}" if name else reason, path, place)])
+
+    # --- checked values -----------------------------------------------------------------------------------------
+
+    def text(self, key: str, default: str | None = None) -> str:
+        return self._checked(key, default, "a text", _is_text, str)
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        return self._checked(key, default, "true or false", lambda v: isinstance(v, bool), bool)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        return self._checked(key, default, "a number", _is_number, float)
+
+    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
+        what = f"a whole number of at least {least}"
+        return self._checked(key, default, what, lambda v: _is_whole(v, least), int)
+
+    def wholes(self, key: str, default: list[int] | None = None, least: int = 1) -> list[int]:
+        what = f"a list of whole numbers of at least {least}"
+        valid: Callable[[Any], bool] = lambda v: (
+            isinstance(v, list) and all(_is_whole(each, least) for each in v)
+        )
+        return self._checked(key, default, what, valid, lambda v: [int(each) for each in v])
+
+    def below(self, key: str) -> Taken:
+        return self._checked(key, None, "a mapping", lambda v: isinstance(v, Taken), lambda v: v)
+
+    def entries(self, key: str) -> list[Taken]:
+        valid: Callable[[Any], bool] = lambda v: (
+            isinstance(v, list) and all(isinstance(each, Taken) for each in v)
+        )
+        return self._checked(key, None, "a list of mappings", valid, lambda v: v)
+
+    def _checked(
+        self,
+        key: str,
+        default: D | None,
+        what: str,
+        valid: Callable[[Any], bool],
+        convert: Callable[[Any], T],
+    ) -> T | D:
+        if not self.has(key):
+            if default is None:
+                raise self.refusal(key if key in self else None, f"{key!r} is missing: {what}")
+            return default
+        value = self[key]
+        if not valid(value):
+            if isinstance(value, Code):
+                reason = f"{cut(value, 60)!r} is code, which is not run; write the value itself"
+            elif isinstance(value, str) and "${" in value:
+                reason = f"{value!r} is filled in from elsewhere; write the value itself"
+            else:
+                reason = f"must be {what}, got {describe(value)}"
+            raise self.refusal(key, reason)
+        return convert(value)
+
+
+def _view(node: Located, path: Path) -> Any:
+    if isinstance(node.value, dict):
+        return Taken(node, path)
+    if isinstance(node.value, list):
+        return [_view(child, (*path, index)) for index, child in enumerate(node.value)]
+    return node.value
+
+
+def _ask_all(view: Any) -> None:
+    if isinstance(view, Taken):
+        view.ask(*view)
+    elif isinstance(view, list):
+        for each in view:
+            _ask_all(each)
+
+
+def _left(view: Any) -> list[Path]:
+    if isinstance(view, Taken):
+        return view.left()
+    return [path for each in view for path in _left(each)] if isinstance(view, list) else []
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not isinstance(value, Code) and "${" not in value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _is_whole(value: object, least: int) -> bool:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return whole and not isinstance(value, bool) and least <= value < 2**31
