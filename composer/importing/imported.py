@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +24,10 @@ class Imported:
     ``spec`` is data for `composer.compose`. ``notes`` say what differs. ``left`` are the paths of the keys about the
     networks that were not taken over, ``training`` those about training, which never are.
 
-    ``weights`` are pairs for `composer.adopt_weights`: the name of a tensor or a module here, and there. Names there are
-    those in a checkpoint of that library, whose nested mappings are joined by dots. ``"rnn#1"`` is the second layer of a
-    recurrent module (``weight_ih_l1``), ``"mu+sigma"`` are both, one below the other, ``"log(std)"`` is its logarithm.
+    ``weights`` are pairs for `composer.adopt_weights`: the name of a tensor or a module here, and there. Names there
+    are those in a checkpoint of that library, whose nested mappings are joined by dots. ``"rnn#1"`` is the second layer
+    of a recurrent module (``weight_ih_l1``), ``"mu+sigma"`` are both, one below the other, ``"log(std)"`` is its
+    logarithm.
     """
 
     spec: dict[str, Any]
@@ -61,10 +62,11 @@ class Imported:
         return "".join(f"# {printable(line)}\n" for line in lines) + dump_yaml(spec)
 
 
-def finished(imported: Imported, top: Taken, training: Mapping[str, Path] | list[Path]) -> Imported:
-    """``imported`` with the keys of ``top`` that nobody asked for: of ``training`` where a path begins as one of these."""
+def finished(imported: Imported, top: Taken, training: Iterable[Path]) -> Imported:
+    """``imported`` with the keys of ``top`` that nobody asked for; those that begin as one of ``training`` are apart."""
+    beginnings = [*training]
     for path in top.left():
-        if any(path[: len(prefix)] == tuple(prefix) for prefix in training):
+        if any(path[: len(beginning)] == beginning for beginning in beginnings):
             imported.training += [format_path(leaf) for leaf in _leaves(top, path)]
         else:
             imported.left.append(format_path(path))

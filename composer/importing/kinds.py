@@ -16,8 +16,8 @@ __all__ = ["KINDS", "Kind"]
 class Kind:
     """How configurations of one system are read.
 
-    ``files`` says in a few words what they look like. ``recognizes`` looks at a `Document`; ``read`` makes the spec, and
-    takes the name of a class or an entry where a file has several. It raises SpecError by key and reason.
+    ``files`` says in a few words what they look like. ``recognizes`` looks at a `Document`; ``read`` makes the spec,
+    and takes the name of a class or an entry where a file has several. It raises SpecError by key and reason.
     """
 
     files: str

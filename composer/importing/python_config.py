@@ -134,15 +134,11 @@ class _Module:
         known = self._lookup(name)
         if known is not None and isinstance(known.value, dict):
             return self._sized({**known.value, **given}, node)
-        if node.args or len(given) < len(node.keywords):
-            if name != "dict" or node.args:
-                return Located(Code(ast.unparse(node)), self._at(node))
-        named = (
-            {}
-            if name == "dict"
-            else {CLASS: Located(name.rpartition(".")[2], self._at(node))}
-        )
-        return self._sized({**given, **named}, node)
+        if node.args or len(given) < len(node.keywords):  # what they mean is not known here
+            return Located(Code(ast.unparse(node)), self._at(node))
+        if name != "dict":
+            given[CLASS] = Located(name.rpartition(".")[2], self._at(node))
+        return self._sized(given, node)
 
     def _number(self, node: ast.expr) -> float | int | None:
         """The number that plain arithmetic gives."""
@@ -151,9 +147,9 @@ class _Module:
             return None if value is None else -value
         if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
             left, right = self._operand(node.left), self._operand(node.right)
-            if left is not None and right is not None and max(abs(left), abs(right)) < 2**53:
-                if not (isinstance(node.op, ast.Div) and right == 0):
-                    return _ARITHMETIC[type(node.op)](left, right)
+            numbers = [value for value in (left, right) if value is not None and abs(value) < 2**53]
+            if len(numbers) == 2 and not (isinstance(node.op, ast.Div) and right == 0):
+                return _ARITHMETIC[type(node.op)](*numbers)
         return None
 
     def _operand(self, node: ast.expr) -> float | int | None:
@@ -171,7 +167,9 @@ class _Module:
     def _at(self, node: ast.expr | ast.stmt) -> Position:
         return Position(self._file, node.lineno, node.col_offset + 1)
 
-    def _sized(self, value: dict[str, Located] | list[Located], node: ast.expr | ast.stmt) -> Located:
+    def _sized(
+        self, value: dict[str, Located] | list[Located], node: ast.expr | ast.stmt
+    ) -> Located:
         located = Located(value, self._at(node))
         check_size(located, located.position, "the file")
         return located

@@ -24,9 +24,9 @@ class Code(str):
 class Taken(Mapping[str, Any]):
     """A mapping of a file that notes which of its keys were asked for, at any depth.
 
-    Mappings in it, also those in lists, are `Taken` themselves. `text`, `flag`, `number`, `whole`, `wholes`, `below` and
-    `entries` also check what they return; a key that is absent or null has its ``default``, and is needed where there
-    is none. They raise SpecError with the place and the path of the key. ``in`` and ``len`` ask for nothing.
+    Mappings in it, also those in lists, are `Taken` themselves. `text`, `flag`, `number`, `whole`, `wholes`, `below`
+    and `entries` also check what they return; a key that is absent or null has its ``default``, and is needed where
+    there is none. They raise SpecError with the place and the path of the key. ``in`` and ``len`` ask for nothing.
 
     >>> from composer.source.values import from_python
     >>> net = Taken(from_python({"mlp": {"units": [64], "d2rl": False}, "cnn": None}))
@@ -113,18 +113,19 @@ class Taken(Mapping[str, Any]):
 
     def wholes(self, key: str, default: list[int] | None = None, least: int = 1) -> list[int]:
         what = f"a list of whole numbers of at least {least}"
-        valid: Callable[[Any], bool] = lambda v: (
-            isinstance(v, list) and all(_is_whole(each, least) for each in v)
-        )
+
+        def valid(value: Any) -> bool:
+            return isinstance(value, list) and all(_is_whole(each, least) for each in value)
+
         return self._checked(key, default, what, valid, lambda v: [int(each) for each in v])
 
     def below(self, key: str) -> Taken:
         return self._checked(key, None, "a mapping", lambda v: isinstance(v, Taken), lambda v: v)
 
     def entries(self, key: str) -> list[Taken]:
-        valid: Callable[[Any], bool] = lambda v: (
-            isinstance(v, list) and all(isinstance(each, Taken) for each in v)
-        )
+        def valid(value: Any) -> bool:
+            return isinstance(value, list) and all(isinstance(each, Taken) for each in value)
+
         return self._checked(key, None, "a list of mappings", valid, lambda v: v)
 
     def _checked(
