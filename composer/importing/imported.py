@@ -63,7 +63,7 @@ class Imported:
 
 
 def finished(imported: Imported, top: Taken, training: Iterable[Path]) -> Imported:
-    """``imported`` with the keys of ``top`` that nobody asked for; those that begin as one of ``training`` are apart."""
+    """``imported`` with the keys of ``top`` that nobody asked for; those of ``training`` apart."""
     beginnings = [*training]
     for path in top.left():
         if any(path[: len(beginning)] == beginning for beginning in beginnings):
