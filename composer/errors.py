@@ -10,7 +10,7 @@ from perception_blocks.registry import MissingExtraError
 from perception_blocks.words import MOST_CHARACTERS, printable, readable, shortened
 
 __all__ = ["MissingExtraSpecError", "Path", "Position", "Problem", "Problems", "RefusedError"]
-__all__ += ["SpecError", "format_path"]
+__all__ += ["Span", "SpecError", "format_path"]
 
 LONGEST_KEY, LONGEST_PLACE = 200, 500  # characters that are shown
 
@@ -36,6 +36,25 @@ class Position(NamedTuple):
     @property
     def order(self) -> tuple[str, int, int]:
         return (self.file, self.line or 0, self.column or 0)
+
+
+class Span(NamedTuple):
+    """What is written from ``start`` up to, but not with, ``end``, both in one file.
+
+    >>> span = Span(Position("agent.yaml", 17, 22), Position("agent.yaml", 17, 27))
+    >>> span.holds(Position("agent.yaml", 17, 27)), span.holds(Position("agent.yaml", 17, 28))
+    (True, False)
+    """
+
+    start: Position
+    end: Position
+
+    def holds(self, position: Position) -> bool:
+        """Whether ``position`` is in it, or right behind it, where a cursor stands after the last character."""
+        return (
+            self.start.file == position.file
+            and self.start.order <= position.order <= self.end.order
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
-from composer.errors import Path, Position, Problem, SpecError, format_path
+from composer.errors import Path, Position, Problem, Span, SpecError, format_path
 from composer.source.files import (
     MAX_BYTES,
     allowed_folders,
@@ -31,7 +31,17 @@ from composer.source.files import (
 from composer.source.overlay import merge, set_value
 from composer.source.params import escape_params, fill_params
 from composer.source.scalars import Scalar, no_space_in_words, parse_scalar, syntax_error_in_words
-from composer.source.values import MAX_DEPTH, Located, check_size, from_python, node_at, plain
+from composer.source.spans import Index
+from composer.source.values import (
+    MAX_DEPTH,
+    Located,
+    Mark,
+    check_size,
+    from_python,
+    mark_of,
+    node_at,
+    plain,
+)
 from perception_blocks.registry import UnknownNameError
 from perception_blocks.words import describe, did_you_mean, sparing
 
@@ -49,6 +59,8 @@ MAX_EXTENDS = 20  # files, one extending the next
 TEXT_NAME = "<spec>"  # the file name in messages about a spec given as text
 _NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
+BOM = "\ufeff"
+_new_tuple = tuple.__new__
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -78,6 +90,7 @@ class Source:
         self._searched, self._registered = tuple(folders), tuple(registered)
         self.folders = (*self._searched, *self._registered)
         self._written = root
+        self._index: Index | None = None
         self._problems_written = problems = tuple(problems)
         self._root, param_problems = fill_params(root, name or "")
         self.problems = (*problems, *param_problems)
@@ -94,6 +107,30 @@ class Source:
             if place is not None or not path:
                 return place
             path = path[:-1]
+
+    def span(self, path: Path, key: bool = False) -> Span | None:
+        """From where to where the value at ``path``, or its ``key``, is written; it starts at its `position`.
+
+        None where that is no place in a text: an override, or a mapping from Python. Lines and columns count characters
+        of the text.
+        """
+        while True:
+            node, exists = node_at(self._root, path)
+            span = node.span(key and exists and node.key_position is not None)
+            is_placed = span is not None or node.position is not None
+            if is_placed or not path:
+                return span
+            path = path[:-1]
+
+    def at(self, position: Position) -> tuple[Path, bool] | None:
+        """The path of the innermost value that is written at ``position``, and whether its key stands there.
+
+        A reference such as ``${params.width}`` is a value of its own place. None outside of all values. Raises nothing
+        for a position in another file: there is no value of this spec there.
+        """
+        if self._index is None:
+            self._index = Index(self._written)
+        return self._index.at(position)
 
     def overridden(self, overrides: Iterable[Override]) -> Source:
         """The same spec with ``overrides``."""
@@ -135,12 +172,15 @@ def load_source(
     overrides: Iterable[Override] = (),
     allow: Iterable[str] = (),
     named: NamedSpecs | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> Source:
     """Read ``spec``: a file's path, YAML text (any str with a line break), a mapping or an OmegaConf config.
 
     A file may name others beside and below it, and in the folders that ``allow`` names. A Source is returned with
     ``overrides`` applied. With ``named``, a name without suffix and slash is a registered spec, for ``spec`` itself,
     whose overrides may name files in the current folder, and after `extends`; a file is meant where none has that name.
+    ``files`` maps the real paths of files to the text that is read in their place, as an editor has it before it is
+    saved; such a file need not exist.
 
     Raises SpecError for what cannot be read at all.
     """
@@ -150,26 +190,26 @@ def load_source(
     if isinstance(spec, Source):
         return spec.overridden(overrides)
     problems: list[Problem] = []
-    files = _Files(problems, allowed_folders(allow), named)
+    reader = _Files(problems, allowed_folders(allow), named, files)
     name: str | None = None
     if isinstance(spec, str) and "\n" in spec:
         name = TEXT_NAME
-        root = files.on_named_bases(_parse(spec, name, problems), "a text")
+        root = reader.on_named_bases(_parse(spec, name, problems), "a text")
     elif isinstance(spec, str | os.PathLike):
         name = display_name(os.fspath(spec))
-        root = files.load_named(os.fspath(spec), None, ()) if isinstance(spec, str) else None
+        root = reader.load_named(os.fspath(spec), None, ()) if isinstance(spec, str) else None
         if root is not None:  # it is used from here, and so are the files that overrides name
-            files.folders = (real_path(""), *files.folders)
+            reader.folders = (real_path(""), *reader.folders)
         else:
-            files.folders = (real_path(os.path.dirname(os.fspath(spec))), *files.folders)
-            root = files.load(os.fspath(spec), None, ())
+            reader.folders = (real_path(os.path.dirname(os.fspath(spec))), *reader.folders)
+            root = reader.load(os.fspath(spec), None, ())
     elif isinstance(spec, Mapping):
-        root = files.on_named_bases(from_python(spec), "a mapping")
+        root = reader.on_named_bases(from_python(spec), "a mapping")
     else:
         message = f"a spec is a path, YAML text or a mapping, got {describe(spec)}"
         raise SpecError([Problem(message)])
     root = _overridden(root, overrides, problems)
-    return Source(root, name, files.seen, problems, files.folders, files.registered)
+    return Source(root, name, reader.seen, problems, reader.folders, reader.registered)
 
 
 def stored_source(
@@ -219,17 +259,22 @@ class _Files:
     """Reads a file and the files it extends, each once; ``seen`` lists them as the user would write them.
 
     A file that another extends must lie in ``folders``, or be registered: ``named`` knows those, and ``registered`` are
-    their folders.
+    their folders. ``texts`` has what is read in the place of some files, by their real paths.
     """
 
     def __init__(
-        self, problems: list[Problem], folders: tuple[str, ...], named: NamedSpecs | None = None
+        self,
+        problems: list[Problem],
+        folders: tuple[str, ...],
+        named: NamedSpecs | None = None,
+        texts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.seen: list[str] = []
         self.folders = folders
         self.registered: tuple[str, ...] = ()
         self._problems = problems
         self._named = named
+        self._texts = texts
         self._merged: dict[str, Located] = {}
 
     def load(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> Located:
@@ -239,10 +284,14 @@ class _Files:
         if refusal:
             raise SpecError([Problem(refusal, ("extends",), asked_at)])
         if identity not in self._merged:
-            root = _parse(read_text(path, asked_at), display_name(path), self._problems)
+            root = _parse(self._text(path, asked_at), display_name(path), self._problems)
             self.seen.append(display_name(path))
             self._merged[identity] = self._on_its_bases(root, path, (*parents, identity))
         return self._merged[identity]
+
+    def _text(self, path: str, asked_at: Position | None) -> str:
+        text = self._texts.get(real_path(path))
+        return read_text(path, asked_at) if text is None else text.removeprefix(BOM)
 
     def load_named(
         self, name: str, asked_at: Position | None, parents: tuple[str, ...]
@@ -254,7 +303,7 @@ class _Files:
             given = self._named(name)
         except UnknownNameError as error:
             path = os.path.join(os.path.dirname(parents[-1]) if parents else "", name)
-            if os.path.exists(path):
+            if os.path.exists(path) or real_path(path) in self._texts:
                 return None  # reading it says what else it is
             message = f"there is no file {name!r}{near_file(path)}"
             if "did you mean" in str(error):
@@ -303,7 +352,7 @@ class _Files:
         if extends is None:
             return root
         names = extends.value if isinstance(extends.value, list) else [extends]
-        over = Located({k: v for k, v in root.value.items() if k != "extends"}, root.position)
+        over = root.with_value({k: v for k, v in root.value.items() if k != "extends"})
         base: Located | None = None
         folder = os.path.dirname(path)
         for name in names:
@@ -417,6 +466,7 @@ class _Open:
     children: dict[str, Located] | list[Located]
     position: Position
     anchor: str | None
+    end: Mark | None = None  # of what was read last
     key: Located | None = None
     plain: bool = False  # whether the key stands without quotes
     flow: bool = False  # whether it is written in { }
@@ -452,8 +502,8 @@ class YamlParser:
         }
         try:
             for event in yaml.parse(text, Loader=_PARSER):
-                if type(event) in take:
-                    take[type(event)](event)
+                if handle := take.get(type(event)):
+                    handle(event)
         except yaml.YAMLError as error:
             reason = getattr(error, "problem", None) or str(error)
             marks = [getattr(error, name, None) for name in ("problem_mark", "context_mark")]
@@ -470,7 +520,9 @@ class YamlParser:
 
     def _take_end(self, event: yaml.Event) -> None:
         done = self._open.pop()
-        node = self._put(done.children, done.position, done.anchor)
+        # A block ends with its last value; its event comes at the next key, past blank lines and comments.
+        end = _end(event) if done.flow else done.end
+        node = self._put(done.children, done.position, end, done.anchor)
         check_size(node, done.position, "the document")
 
     def _take_start(self, event: yaml.CollectionStartEvent) -> None:
@@ -496,14 +548,14 @@ class YamlParser:
                     "merge keys '<<' are no part of YAML 1.2; write the keys out, or use 'extends'"
                 )
                 self._note(position, message)
-                self._open[-1].key = Located(None, position)
+                self._open[-1].key = Located(None, position, end_mark=_end(event))
                 return
             value = self._scalar(value, position)
         if self._awaits_key():
             self._open[-1].plain = event.implicit[0]
         elif event.implicit[0] and event.value == "" and self._is_slip():
             return
-        self._put(value, position, event.anchor)
+        self._put(value, position, _end(event), event.anchor)
 
     def _take_alias(self, event: yaml.AliasEvent) -> None:
         if event.anchor not in self._anchors:
@@ -513,18 +565,33 @@ class YamlParser:
         if node is None:
             self._fail(event, f"the value of '&{event.anchor}' holds itself")
         else:
-            self._put(node.value, node.position, None)
+            alias = Span(self._at(event.start_mark), self._at(event.end_mark))
+            self._put(node.value, node.position, node.end_mark, None, alias)
+            if self._open:
+                self._open[-1].end = _end(event)
 
-    def _put(self, value: object, position: Position | None, anchor: str | None) -> Located:
+    def _put(
+        self,
+        value: object,
+        position: Position | None,
+        end: Mark | None,
+        anchor: str | None,
+        alias: Span | None = None,
+    ) -> Located:
         """Add a finished value to the mapping or list that holds it; returns it, located."""
         parent = self._open[-1] if self._open else None
         key = None if parent is None else parent.key
-        node = Located(value, position, None if key is None else key.position)
+        if key is None:
+            node = Located(value, position, None, end, None, alias)
+        else:
+            node = Located(value, position, key.position, end, key.end_mark, alias)
         if anchor:
             self._anchors[anchor] = node
         if parent is None:
             self._root = node
-        elif isinstance(parent.children, list):
+            return node
+        parent.end = end
+        if isinstance(parent.children, list):
             parent.children.append(node)
         elif key is None:
             parent.key = self._checked_key(parent, node)
@@ -556,9 +623,9 @@ class YamlParser:
         name, colon, text = key.value.partition(":")
         if colon and text and name.isidentifier() and name not in parent.children:
             self._note(key.position, no_space_in_words(key.value), name)
-            parent.children[name] = Located(
-                self._scalar(text, key.position), key.position, key.position
-            )
+            value = self._scalar(text, key.position)
+            places = (key.position, key.position, key.end_mark, key.end_mark)
+            parent.children[name] = Located(value, *places)
             return True
         parent.key = key
         return False
@@ -610,7 +677,7 @@ class YamlParser:
             parent.number = node.value if _is_number(node.value) else None
             quote = "" if node.children() else "; put it in quotes"
             self._note(node.position, f"a key must be a text, got {describe(node.value)}{quote}")
-        return Located(None, node.position)
+        return Located(None, node.position, end_mark=node.end_mark)
 
     def _awaits_key(self) -> bool:
         last = self._open[-1] if self._open else None
@@ -631,7 +698,8 @@ class YamlParser:
             raise SpecError([Problem(message, (), position)])
 
     def _at(self, mark: yaml.Mark) -> Position:
-        return Position(self._name, mark.line + 1, mark.column + 1)
+        # What Position() does, in half the time: reading makes one for each value.
+        return _new_tuple(Position, (self._name, mark.line + 1, mark.column + 1))
 
     def _note(self, position: Position | None, message: str, *key: str) -> None:
         """Note ``message`` at the value that is being read, or at its ``key``."""
@@ -645,6 +713,10 @@ class YamlParser:
 
     def _fail(self, event: yaml.Event, message: str) -> NoReturn:
         raise SpecError([*self._problems, Problem(message, (), self._at(event.start_mark))])
+
+
+def _end(event: yaml.Event) -> Mark:
+    return mark_of(event.end_mark.line, event.end_mark.column)
 
 
 def _is_number(value: object) -> bool:

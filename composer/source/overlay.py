@@ -39,8 +39,8 @@ def merge(base: Located, over: Located, name: str = "", parent: str = "") -> Loc
         elif key not in merged:
             merged[key] = child
         else:
-            merged[key] = merge(merged[key], child, key, name).under_key(child.key_position)
-    return Located(merged, over.position, over.key_position)
+            merged[key] = merge(merged[key], child, key, name).under_key_of(child)
+    return over.with_value(merged)
 
 
 def _without_origin(model: dict[str, Located], over: Mapping[str, Located]) -> dict[str, Located]:
@@ -83,18 +83,13 @@ def set_value(root: Located, path: Path, value: Located, problems: list[Problem]
     if path[0] == _MODELS and len(path) == 3 and isinstance(parent.value, dict):
         rest = _without_origin(parent.value, {str(path[-1]): value})
         root = _with_child(
-            root, _MODELS, _with_child(root.value[_MODELS], path[1], _like(parent, rest))
+            root, _MODELS, _with_child(root.value[_MODELS], path[1], parent.with_value(rest))
         )
     return _replace(root, path, value)
 
 
 def _with_child(node: Located, key: str | int, child: Located) -> Located:
-    return _like(node, {**node.value, str(key): child})
-
-
-def _like(node: Located, value: dict[str, Located]) -> Located:
-    """Another ``value`` in the place of a mapping."""
-    return Located(value, node.position, node.key_position, node.removed)
+    return node.with_value({**node.value, str(key): child})
 
 
 def _replace(node: Located, path: Path, value: Located) -> Located:
@@ -104,7 +99,7 @@ def _replace(node: Located, path: Path, value: Located) -> Located:
     if isinstance(node.value, list):
         parts = list(node.value)
         parts[int(part)] = _replace(parts[int(part)], path[1:], value)
-        return Located(parts, node.position, node.key_position)
+        return node.with_value(parts)
     children = dict(node.value)
     removed = {key: by for key, by in (node.removed or {}).items() if key != path[0]}
     key = str(part)
@@ -114,8 +109,10 @@ def _replace(node: Located, path: Path, value: Located) -> Located:
         children.pop(key, None)
         removed[key] = value.position
     else:
-        children[key] = value.under_key(value.position)
-    return Located(children, node.position, node.key_position, removed or None)
+        children[key] = Located(value.value, value.position, value.position)
+    changed = node.with_value(children)
+    changed.removed = removed or None
+    return changed
 
 
 def _indexed(root: Located, path: Path) -> Path:

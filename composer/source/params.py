@@ -28,13 +28,13 @@ def fill_params(root: Located, file: str) -> tuple[Located, list[Problem]]:
     params = root.value.get("params")
     filler = _Filler({**(root.removed or {}), **((params and params.removed) or {})})
     if params is not None:
-        root = Located({**root.value, "params": filler.read(params)}, root.position)
+        root = root.with_value({**root.value, "params": filler.read(params)})
     filled = {
         key: value if key == "params" else filler.fill(value, (key,))
         for key, value in root.value.items()
     }
     filler.report_unused(file)
-    result = Located(filled, root.position)
+    result = root.with_value(filled)
     check_size(result, root.position, "the spec with its params filled in")
     return result, filler.problems
 
@@ -68,7 +68,7 @@ class _Filler:
             self._check_value(name)
             if name not in cyclic:
                 self._values[name] = self.fill(node.value[name], ("params", name))
-        return Located(dict(self._values), node.position, node.key_position)
+        return node.with_value(dict(self._values))
 
     def _check_value(self, name: str) -> None:
         for path, node in _scalars(self._values[name], ("params", name)):
@@ -114,7 +114,7 @@ class _Filler:
             filled = self._fill_text(node, path)
             check_size(filled, node.position, f"the value of {node.value!r}")
             return filled
-        return Located(value, node.position, node.key_position)
+        return node.with_value(value)
 
     def _fill_text(self, node: Located, path: Path) -> Located:
         text = node.value
@@ -125,9 +125,11 @@ class _Filler:
                 return node
             # An override names no line, and the line of the reference is not where the value was given.
             overridden = param.position is not None and param.position.line is None
-            position = param.position if overridden else node.position
-            return Located(param.value, position, node.key_position)
-        return Located(self._text_with_values(node, path), node.position, node.key_position)
+            if overridden:
+                places = (param.position, node.key_position, None, node.key_end_mark)
+                return Located(param.value, *places)
+            return node.with_value(param.value)
+        return node.with_value(self._text_with_values(node, path))
 
     def _text_with_values(self, node: Located, path: Path) -> str:
         text = node.value

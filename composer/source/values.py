@@ -5,39 +5,65 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-from composer.errors import Path, Position, Problem, SpecError
+from composer.errors import Path, Position, Problem, Span, SpecError
 from perception_blocks.words import describe
 
-__all__ = ["MAX_DEPTH", "MAX_SIZE", "Located", "check_size", "from_python", "node_at", "plain"]
+__all__ = ["MAX_DEPTH", "MAX_SIZE", "Located", "Mark", "check_size", "from_python", "mark_of"]
+__all__ += ["node_at", "plain"]
 
 MAX_DEPTH = 50
 MAX_BITS = 1000  # of an integer; YAML's have at most 300 digits
 MAX_SIZE = 300_000  # values after aliases and params are filled in; a spec of 5,000 blocks has about 60,000
 
 
-@dataclass(slots=True)  # not frozen: a spec of 10,000 blocks has 100,000 of them
+_BITS = 32  # of a column
+
+Mark: TypeAlias = int
+"""Line and column of an end, counted from 0, in one number: an object of each would cost a fifth of reading."""
+
+
+@dataclass(slots=True, init=False)  # not frozen: a spec of 10,000 blocks has 100,000 of them
 class Located:
     """A scalar, or a dict or list of Located values. It never changes, so two places may hold the same one.
 
-    ``key_position`` is where the key that leads here is written. ``size`` and ``depth`` count this value and all below
-    it; ``refers`` says whether a text in it may refer to a param. ``removed`` has the keys of a mapping that overrides
-    removed, and the override.
+    It is written from ``position`` up to ``end``, and the key that leads here from ``key_position`` up to ``key_end``;
+    the ends stay marks until they are asked for. Of an alias these are the places of the value that it repeats, and
+    ``alias`` is its own. ``size`` and ``depth`` count this value and all below it; ``refers`` says whether a text in it
+    may refer to a param. ``removed`` has the keys of a mapping that overrides removed, and the override.
     """
 
     value: Any  # dict[str, Located], list[Located], or a scalar
     position: Position | None = None
     key_position: Position | None = None
+    end_mark: Mark | None = field(default=None, repr=False, compare=False)
+    key_end_mark: Mark | None = field(default=None, repr=False, compare=False)
+    alias: Span | None = field(default=None, repr=False, compare=False)
     removed: Mapping[str, Position | None] | None = field(default=None, repr=False, compare=False)
-    size: int = field(default=1, init=False)
-    depth: int = field(default=1, init=False)
-    refers: bool = field(default=False, init=False)
+    size: int = 1
+    depth: int = 1
+    refers: bool = False
 
-    def __post_init__(self) -> None:
-        if isinstance(self.value, str):
-            self.refers = "${" in self.value
-        elif below := self.children():
+    def __init__(
+        self,
+        value: Any,
+        position: Position | None = None,
+        key_position: Position | None = None,
+        end_mark: Mark | None = None,
+        key_end_mark: Mark | None = None,
+        alias: Span | None = None,
+        removed: Mapping[str, Position | None] | None = None,
+    ) -> None:
+        self.value, self.position, self.key_position = value, position, key_position
+        self.end_mark, self.key_end_mark = end_mark, key_end_mark
+        self.alias, self.removed = alias, removed
+        self.size = self.depth = 1
+        self.refers = False
+        if isinstance(value, str):
+            self.refers = "${" in value
+        elif isinstance(value, dict | list) and value:
+            below = value.values() if isinstance(value, dict) else value
             self.size += sum([child.size for child in below])
             self.depth += max([child.depth for child in below])
             self.refers = any(child.refers for child in below)
@@ -47,9 +73,38 @@ class Located:
             return list(self.value.values())
         return self.value if isinstance(self.value, list) else []
 
-    def under_key(self, key_position: Position | None) -> Located:
-        """The same value, reached by the key at ``key_position``."""
-        return Located(self.value, self.position, key_position)
+    @property
+    def end(self) -> Position | None:
+        return _end(self.position, self.end_mark)
+
+    @property
+    def key_end(self) -> Position | None:
+        return _end(self.key_position, self.key_end_mark)
+
+    def span(self, key: bool = False) -> Span | None:
+        """Where the value, or its ``key``, is written; None where it is written in no file."""
+        start, end = (self.key_position, self.key_end) if key else (self.position, self.end)
+        return None if start is None or end is None else Span(start, end)
+
+    def with_value(self, value: Any) -> Located:
+        """Another value, in the same place."""
+        places = (self.position, self.key_position, self.end_mark, self.key_end_mark, self.alias)
+        return Located(value, *places, self.removed)
+
+    def under_key_of(self, other: Located) -> Located:
+        """The same value, reached by the key of ``other``."""
+        places = (self.position, other.key_position, self.end_mark, other.key_end_mark)
+        return Located(self.value, *places, other.alias)
+
+
+def mark_of(line: int, column: int) -> Mark:
+    return line << _BITS | column
+
+
+def _end(start: Position | None, mark: Mark | None) -> Position | None:
+    if start is None or mark is None:
+        return None
+    return Position(start.file, (mark >> _BITS) + 1, (mark & (1 << _BITS) - 1) + 1)
 
 
 def check_size(node: Located, where: Position | None, what: str) -> None:
