@@ -15,7 +15,7 @@ from composer.errors import Position, Problem, SpecError
 from composer.source.files import as_utf8, display_name, no_file
 from composer.source.load import YamlParser
 from composer.source.scalars import Scalar
-from composer.source.values import Located, check_size
+from composer.source.values import Located, check_size, mark_of
 from perception_blocks.words import describe
 
 __all__ = ["MAX_BYTES", "foreign_bytes", "foreign_text", "foreign_yaml"]
@@ -73,7 +73,8 @@ class _ForeignParser(YamlParser):
         position, value = self._at(event.start_mark), event.value
         if event.implicit[0] and not self._awaits_key():
             value = self._scalar(value, position)
-        self._put(value, position, event.anchor)
+        end = mark_of(event.end_mark.line, event.end_mark.column)
+        self._put(value, position, end, event.anchor)
 
     def _scalar(self, text: str, position: Position | None) -> Scalar:
         word = _WORDS.get(text.lower())
@@ -83,7 +84,7 @@ class _ForeignParser(YamlParser):
         if isinstance(node.value, str):
             return node
         self._note(node.position, f"a key is a text, got {describe(node.value)}")
-        return Located(None, node.position)
+        return Located(None, node.position, end_mark=node.end_mark)
 
     def _refuse_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
         tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
@@ -107,4 +108,4 @@ def _merged(node: Located) -> Located:
             value = {**base.value, **value}
     else:
         return node
-    return Located(value, node.position, node.key_position)
+    return node.with_value(value)
