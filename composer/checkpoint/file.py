@@ -264,7 +264,7 @@ def fill(
         if name not in tensors:
             near = near_name(name, _candidates(name, tensors, state))
             hint = f"; {source} has {near!r}" if near else ""
-            report.skipped.append(f"{name} {format_shape(tensor.shape)} is not in {source}{hint}")
+            report.skipped.append(f"{name} {format_shape(tensor.shape)} is not in {where}{hint}")
         elif tensors[name].shape != tensor.shape:
             got, needed = format_shape(tensors[name].shape), format_shape(tensor.shape)
             report.skipped.append(f"{name} is {got} in {where}, the model needs {needed}")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import BinaryIO, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ from perception_blocks.port import format_shape
 from perception_blocks.reading import require_regular
 from perception_blocks.words import few_of, listing, near_name
 
-__all__ = ["INSIDE", "FirstWeights", "match_weights", "read_weights"]
+__all__ = ["INSIDE", "PICKLE", "FirstWeights", "has_nan", "is_plain", "match_weights"]
+__all__ += ["read_mapping", "read_weights", "start_of"]
 
 INSIDE = "#"  # after a file, before the path of a part in it: trained.safetensors#policy/screen
 PICKLE = b"\x80"  # how an old file of torch.save begins
@@ -85,6 +86,13 @@ def _counted(names: Mapping[str, str]) -> str:
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """All tensors of a file by name, in the file's order. Raises CheckpointError for what is not weights alone."""
     name = os.fspath(path)
+    if start_of(name).startswith((ZIP, PICKLE)):
+        return _state_dict(name)
+    return read_safetensors(name)
+
+
+def start_of(name: str) -> bytes:
+    """The first bytes of the file called ``name``, by which its kind is known. Raises CheckpointError for no file."""
     if os.path.isdir(name):
         raise CheckpointError(not_a_file(name, name, "a file of weights"))
     if not os.path.exists(name):
@@ -92,17 +100,35 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         require_regular(name)  # a pipe would block
         with open(name, "rb") as file:
-            start = file.read(4)
+            return file.read(len(ZIP))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name!r} cannot be read: {error}") from error
-    if start.startswith((ZIP, PICKLE)):
-        return _state_dict(name)
-    return read_safetensors(name)
 
 
 def _state_dict(name: str) -> dict[str, Tensor]:
+    value = read_mapping(name, name)
+    wrong = [key for key, tensor in value.items() if not is_plain(tensor)]
+    if wrong:
+        inner = [k for k in wrong if isinstance(value[k], Mapping) and value[k]]
+        advice = (
+            f"save what {str(inner[0])!r} holds in a file of its own"
+            if inner
+            else "save the state_dict alone"
+        )
+        raise CheckpointError(f"{name!r} holds what is no tensor at {few_of(wrong)}; {advice}")
+    return {str(key): tensor for key, tensor in value.items()}
+
+
+def read_mapping(
+    source: str | BinaryIO, name: str, *, numpy: bool = False
+) -> Mapping[object, object]:
+    """The mapping in ``source``, a file of torch.save that messages call ``name``.
+
+    With ``numpy`` it may hold values of numpy, which are not read. Raises CheckpointError for a file that is damaged,
+    that could run code, or that holds something else than a mapping.
+    """
     try:
-        value = read_torch_file(name)
+        value = read_torch_file(source, numpy=numpy)
     except MoreThanTensorsError as error:
         why = NOT_DENSE if isinstance(error, OtherTensorsError) else NOT_SAFE
         raise CheckpointError(f"{name!r} cannot be read: {why}") from error
@@ -115,19 +141,10 @@ def _state_dict(name: str) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{name!r} holds a {kind}, and no state_dict, which maps names to tensors"
         )
-    wrong = [key for key, tensor in value.items() if not _is_plain(tensor)]
-    if wrong:
-        inner = [k for k in wrong if isinstance(value[k], Mapping) and value[k]]
-        advice = (
-            f"save what {str(inner[0])!r} holds in a file of its own"
-            if inner
-            else "save the state_dict alone"
-        )
-        raise CheckpointError(f"{name!r} holds what is no tensor at {few_of(wrong)}; {advice}")
-    return {str(key): tensor for key, tensor in value.items()}
+    return value
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> TypeGuard[Tensor]:
     """Whether it is a tensor with numbers of its own."""
     if not isinstance(value, Tensor) or value.is_quantized:
         return False
@@ -187,7 +204,7 @@ def match_weights(
 def _of_numbers(weights: FirstWeights) -> FirstWeights:
     """``weights``, none of which is NaN. Raises CheckpointError."""
     wrong = [
-        name for name in dict.fromkeys(weights.names.values()) if _has_nan(weights.tensors[name])
+        name for name in dict.fromkeys(weights.names.values()) if has_nan(weights.tensors[name])
     ]
     if wrong:
         raise CheckpointError(
@@ -197,7 +214,7 @@ def _of_numbers(weights: FirstWeights) -> FirstWeights:
     return weights
 
 
-def _has_nan(tensor: Tensor) -> bool:
+def has_nan(tensor: Tensor) -> bool:
     return bool(tensor.isnan().any())
 
 
