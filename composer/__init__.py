@@ -31,6 +31,7 @@ __all__ = [
     "SpecError",
     "StructuredPolicy",
     "__version__",
+    "adopt_weights",
     "any_batch",
     "blend",
     "compose",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from composer.critic.state import Critic
     from composer.diagram.drawing import draw
     from composer.errors import SpecError
+    from composer.importing.adopting import adopt_weights
     from composer.importing.config import import_config
     from composer.model import Model, compose, load
     from composer.model_registry import MODELS, find_model
@@ -71,6 +73,7 @@ else:
             "critic.state": "Critic",
             "diagram.drawing": "draw",
             "errors": "SpecError",
+            "importing.adopting": "adopt_weights",
             "importing.config": "import_config",
             "model": "Model compose load",
             "model_registry": "MODELS find_model",

@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING
 
 from perception_blocks.lazy import lazy_attributes
 
-__all__ = ["KINDS", "Imported", "Kind", "Taken", "import_config"]
+__all__ = ["KINDS", "ForeignWeights", "Imported", "Kind", "Taken", "import_config"]
+__all__ += ["read_checkpoint"]
 
 if TYPE_CHECKING:
+    from composer.importing.checkpoints import ForeignWeights, read_checkpoint
     from composer.importing.config import import_config
     from composer.importing.imported import Imported
     from composer.importing.kinds import KINDS, Kind
@@ -15,6 +17,7 @@ else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
+            "checkpoints": "ForeignWeights read_checkpoint",
             "config": "import_config",
             "imported": "Imported",
             "kinds": "KINDS Kind",

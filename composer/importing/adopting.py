@@ -123,7 +123,7 @@ class _Adoption:
         """Adopt what is called ``there`` for the tensor, or all tensors of the module, ``here``."""
         names = [n for n in self._state if n == here or n.startswith(f"{here}.")]
         if not names:
-            modules = {name.rpartition(".")[0] for name in self._state}
+            modules = (name for name, _ in self._model.named_modules())
             near = did_you_mean(here, [*self._state, *modules])
             raise CheckpointError(f"the model has no tensor or module {here!r}{near}")
         if self._take_statistics(here, there, names):

@@ -15,7 +15,7 @@ from tests.helpers.paths import ROOT
 PACKAGES = [composer, perception_blocks]
 
 COMPOSER = """
-    MODELS BaseModelWrapper ComposedNetwork Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ any_batch blend compose
+    MODELS BaseModelWrapper ComposedNetwork Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ adopt_weights any_batch blend compose
     compose_network draw find_model first_steps import_config load model_wrap register_wrapper with_previous
 """
 PERCEPTION_BLOCKS = """
