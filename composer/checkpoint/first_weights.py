@@ -116,7 +116,7 @@ def _state_dict(name: str) -> dict[str, Tensor]:
             else "save the state_dict alone"
         )
         raise CheckpointError(f"{name!r} holds what is no tensor at {few_of(wrong)}; {advice}")
-    return {str(key): tensor for key, tensor in value.items()}
+    return {str(key): tensor for key, tensor in value.items() if is_plain(tensor)}
 
 
 def read_mapping(

@@ -1,4 +1,4 @@
-"""The weights of another library's checkpoint in a model: which tensor goes where, and what becomes of it on the way."""
+"""The weights of another library's checkpoint in a model: which tensor goes where, and how it is changed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def adopt_weights(
 ) -> LoadReport:
     """Copy the ``tensors`` of another library into ``model``, by ``pairs`` of a name here and a name there.
 
-    A name is that of a tensor or of a module, with all tensors below it. There, it may also say what happens on the way:
+    A name is that of a tensor or of a module, with all tensors below it. The name there may also be:
 
     - ``"mu+sigma"``: one below the other; ``"logits.*"``: the same for ``logits.0``, ``logits.1`` and so on
     - ``"rnn#1"``: the second layer of a recurrent module of torch, whose tensors are called ``weight_ih_l1``
@@ -150,7 +150,7 @@ class _Adoption:
             return False
         if not isinstance(block, NormalizeBlock):
             return False
-        self.origins |= {name: there for name in names}
+        self.origins |= dict.fromkeys(names, there)
         for kind in _STATISTICS:
             needed = [f"{there}.{kind.mean}", f"{there}.{kind.variance}"]
             if all(name in self._tensors for name in needed):

@@ -23,7 +23,7 @@ _OPTIMIZER = {"state", "param_groups"}  # the keys of its state
 
 @dataclass
 class ForeignWeights:
-    """The ``tensors`` of a checkpoint by name, whose nested mappings are joined by dots; ``others`` is all else in it."""
+    """The ``tensors`` of a checkpoint by name, nested mappings joined by dots; ``others`` names all else in it."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
@@ -60,7 +60,7 @@ def _collect(value: object, name: str, weights: ForeignWeights, levels: int) -> 
     """Put the tensors in ``value``, which is called ``name``, into ``weights``."""
     if is_plain(value):
         weights.tensors[name] = value
-    elif isinstance(value, Mapping) and levels and not _OPTIMIZER <= value.keys():
+    elif isinstance(value, Mapping) and levels and not value.keys() >= _OPTIMIZER:
         for key, inner in value.items():
             _collect(inner, f"{name}.{key}" if name else str(key), weights, levels - 1)
     else:

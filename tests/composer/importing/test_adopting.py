@@ -137,11 +137,12 @@ def test_what_may_happen_to_a_tensor_on_the_way():
 
 def test_heads_with_numbers_are_one_below_the_other():
     model = composer.compose(LINEAR, **VECTOR)
-    heads = nn.ModuleDict({"logits": nn.ModuleList([nn.Linear(SEEN, 1), nn.Linear(SEEN, 2)])})
-    composer.adopt_weights(model, heads.state_dict(), [(HEAD, "logits.*")], strict=True)
+    heads = nn.ModuleList([nn.Linear(SEEN, 1), nn.Linear(SEEN, 2)])
+    theirs = nn.ModuleDict({"logits": heads}).state_dict()
+    composer.adopt_weights(model, theirs, [(HEAD, "logits.*")], strict=True)
     x = torch.randn(2, SEEN)
     torch.testing.assert_close(
-        model.policy(x)["action"], torch.cat([head(x) for head in heads["logits"]], -1)
+        model.policy(x)["action"], torch.cat([head(x) for head in heads], -1)
     )
 
 
@@ -158,7 +159,7 @@ def test_every_tensor_that_is_not_met_is_named():
     tensors = nn.Sequential(nn.Linear(SEEN, 8), nn.Linear(9, 5)).state_dict() | {
         "extra": torch.zeros(2)
     }
-    pairs = CASES["mlp"][2][:1] + [("policy.latent.linears.1", "1"), (HEAD, "mu")]
+    pairs = [*CASES["mlp"][2][:1], ("policy.latent.linears.1", "1"), (HEAD, "mu")]
     assert refusal(tensors, pairs, strict=True) == (
         "the weights do not fit this model; strict=False takes over what fits\n"
         "  policy.latent.linears.1.weight is (5, 9) in the file, as '1.weight', the model needs (5, 8)\n"
