@@ -265,7 +265,9 @@ def test_statistics_that_are_missing_or_of_another_shape_are_named():
     assert line in report.skipped
     wrong = {"stats.running_mean": MEAN[:2], "stats.running_var": VAR[:2]}
     report = composer.adopt_weights(model, {**tensors, **wrong}, pairs)
-    line = "policy.normalizers.observation.mean is (2,) in the file, as 'stats', the model needs (6,)"
+    line = (
+        "policy.normalizers.observation.mean is (2,) in the file, as 'stats', the model needs (6,)"
+    )
     assert line in report.skipped
 
 
