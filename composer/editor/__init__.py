@@ -1,0 +1,1 @@
+"""What an editor shows of a spec while it is being written."""
