@@ -73,13 +73,9 @@ def choices(
     """
     schemas: list[Schema] = [schema]
     for depth, part in enumerate(path):
-        here = _all(
-            schemas, schema, _at(mappings, depth), "array" if isinstance(part, int) else "object"
-        )
-        if isinstance(part, int):
-            schemas = here.items
-        else:
-            schemas = here.keys.get(part) or here.others
+        is_entry = isinstance(part, int)
+        here = _all(schemas, schema, _at(mappings, depth), "array" if is_entry else "object")
+        schemas = here.items if is_entry else here.keys.get(part) or here.others
     return _all(schemas, schema, _at(mappings, len(path)), kind)
 
 
