@@ -14,11 +14,11 @@ from composer.errors import Path
 __all__ = ["Cursor", "cursor_at"]
 
 # A key of a block mapping: 'latent:', 'in: observation', '"a key":'.
-_KEY = re.compile(
-    r"""("[^"]*"|'[^']*'|[^\s#{}\[\],:"'&*!|>%@`-][^#{}\[\],:"']*?)\s*:(?=\s|$)"""
-)
+_KEY = re.compile(r"""("[^"]*"|'[^']*'|[^\s#{}\[\],:"'&*!|>%@`-][^#{}\[\],:"']*?)\s*:(?=\s|$)""")
 _DASH = re.compile(r"-(\s+|$)")
-_BLOCK_TEXT = re.compile(r"[|>][-+0-9]*\s*(#.*)?$")  # 'key: |', whose text follows in the next lines
+_BLOCK_TEXT = re.compile(
+    r"[|>][-+0-9]*\s*(#.*)?$"
+)  # 'key: |', whose text follows in the next lines
 _PIECE = re.compile(r"""[^{}\[\],:#"'\s]+|.""")
 _COLON_BEHIND = re.compile(r"""\w*["']?\s*:(\s|$)""")
 _BLOCK_MAPPING, _BLOCK_LIST = "block mapping", "block list"
@@ -73,7 +73,9 @@ class _Open:
     kind: str  # _BLOCK_MAPPING, _BLOCK_LIST, "{" or "["
     column: int
     part: str | int | None = None
-    keys: dict[str, str] = field(default_factory=dict)  # of a mapping, with the texts of their values
+    keys: dict[str, str] = field(
+        default_factory=dict
+    )  # of a mapping, with the texts of their values
     token: str = ""  # what was read since the last comma or colon
     start: int = 0  # the column where it begins
     quote: str = ""  # the quote that is open in it

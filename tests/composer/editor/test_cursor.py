@@ -80,7 +80,9 @@ def test_the_place_of_the_cursor(text, path, key, prefix):
     assert cursor.column == len(before) - before.rfind("\n") - 1 - len(prefix)
 
 
-@pytest.mark.parametrize("text", ["# a ^", "version: 1 # pol^", "a: >\n  some ^\nb: 1", "a: |-\n  ^"])
+@pytest.mark.parametrize(
+    "text", ["# a ^", "version: 1 # pol^", "a: >\n  some ^\nb: 1", "a: |-\n  ^"]
+)
 def test_nothing_is_typed_in_a_comment_and_in_a_long_text(text):
     assert at(text, "^") is None
 

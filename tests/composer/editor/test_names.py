@@ -115,7 +115,9 @@ def test_an_escaped_reference_is_none():
 
 
 def test_a_name_is_renamed_in_the_files_that_the_spec_extends():
-    base = "version: 1\npolicy:\n  graph:\n    a: {block: dense, in: x, out: [b]}\n  heads: {in: b}\n"
+    base = (
+        "version: 1\npolicy:\n  graph:\n    a: {block: dense, in: x, out: [b]}\n  heads: {in: b}\n"
+    )
     over = "extends: base.yaml\nfreeze: [policy/a]\npolicy: {graph: {a: {hidden_units: 5}}}\n"
     names = names_of(over=over, base=base)
     use = use_at(names, "over", over, "graph: {|a: ")
