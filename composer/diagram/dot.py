@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TypeAlias
 
 from graphviz import Digraph
 
 from composer.diagram.picture import Box, Frame, Picture
+from composer.diagram.trunks import Trunk, trunks_of
 from perception_blocks.words import printable
 
-__all__ = ["fill_color", "to_dot"]
+__all__ = ["fill_color", "heat_color", "to_dot"]
 
 FONT = "Helvetica,Arial,sans-serif"
 INK, FAINT, FRAME = "#1f2933", "#3e4c59", "#9aa5b1"
 TENSORS = {"input": ("#eef7ee", "#6a9a6f"), "output": ("#fdf3e3", "#c08a3e")}
-LIGHT, DEEP = (0xF7, 0xFA, 0xFD), (0x7F, 0xB2, 0xE5)
+LIGHT, DEEP, HOT = (0xF7, 0xFA, 0xFD), (0x7F, 0xB2, 0xE5), (0xF0, 0x8A, 0x5D)
 LONGEST = 40  # characters of a name
 PULL = 16  # edges that hold a network on its side
+POINT = {"shape": "point", "width": "0.05", "height": "0.05", "label": ""}
 
 Attributes: TypeAlias = dict[str, str]
+Color: TypeAlias = tuple[int, int, int]
 
 
 def to_dot(picture: Picture) -> str:
     """The picture as DOT. Labels are HTML-like; every text from a user is escaped."""
+    trunks = trunks_of(picture)
     graph = Digraph(
         "model",
         graph_attr={
             "newrank": "true", "ranksep": "0.3", "nodesep": "0.3", "pad": "0.2", "fontname": FONT, "fontsize": "9",
-            "fontcolor": FAINT, "labelloc": "b", "labeljust": "l", "label": f"<{_footer(picture)}>",
+            "fontcolor": FAINT, "labelloc": "b", "labeljust": "l", "label": f"<{_footer(picture, trunks)}>",
         },
         node_attr={
             "fontname": FONT, "fontsize": "11", "fontcolor": INK, "shape": "box", "style": "filled",
@@ -37,13 +41,29 @@ def to_dot(picture: Picture) -> str:
         },
         edge_attr={"color": FAINT, "arrowsize": "0.7", "weight": "4"},
     )  # fmt: skip
-    _add_networks(graph, picture)
+    _Frames(picture, trunks).add_networks(graph)
     _put_inputs_on_top(graph, picture)
+    bundled = {(trunk.writer, reader) for trunk in trunks for reader in trunk.readers()}
     for tail, head in picture.arrows():
-        graph.edge(tail, head, **_arrow(picture, tail, head))
+        if (tail, head) not in bundled:
+            graph.edge(tail, head, **_arrow(picture, tail, head))
+    for trunk in trunks:
+        _add_line(graph, picture, trunk)
     for tail, head, text in picture.hooks:
         graph.edge(tail, head, style="dashed", constraint="false", **_at_arrow(text))
     return graph.source.replace("\t", "  ")  # no label has a tab
+
+
+def _add_line(graph: Digraph, picture: Picture, trunk: Trunk) -> None:
+    """The line and its branches; only what ends at a box has an arrow head."""
+    look = _arrow(picture, trunk.writer, trunk.readers()[0])
+    branch = {name: value for name, value in look.items() if name != "label"}
+    for tail, head in trunk.segments():
+        graph.edge(tail, head, **look, **({} if head == trunk.end else {"arrowhead": "none"}))
+        look = branch  # its text stands at the beginning
+    for point, readers in trunk.points.items():
+        for reader in readers:
+            graph.edge(point, reader, **branch)
 
 
 def fill_color(share: float) -> str:
@@ -52,81 +72,108 @@ def fill_color(share: float) -> str:
     >>> fill_color(0.0), fill_color(1.0)
     ('#f7fafd', '#7fb2e5')
     """
-    depth = share**0.5
-    return "#" + "".join(f"{round(a + (b - a) * depth):02x}" for a, b in zip(LIGHT, DEEP))
+    return _between(LIGHT, DEEP, share**0.5)
 
 
-def _add_boxes(graph: Digraph, picture: Picture, outer: str | None) -> None:
-    for name in picture.inside(outer):
-        graph.node(name, id=name, **_box(picture.boxes[name]))
+def heat_color(heat: float) -> str:
+    """From nearly white for 0 to orange for 1.
+
+    >>> heat_color(0.0), heat_color(1.0)
+    ('#f7fafd', '#f08a5d')
+    """
+    return _between(LIGHT, HOT, heat)
 
 
-def _add_frames(graph: Digraph, picture: Picture, frames: Iterable[str]) -> None:
-    """Add frames with all that is within them."""
-    for name in frames:
-        frame = picture.frames[name]
-        inner = Digraph(f"cluster_{name}", graph_attr=_frame(frame))
-        inner.node(name, **_title(frame))
-        _add_boxes(inner, picture, name)
-        _add_frames(inner, picture, picture.frames_in(name))
-        # A title is a node above all that is in its frame: arrows go around nodes, but through a cluster's label.
-        for below in _first(picture, name):
-            inner.edge(name, below, style="invis", weight="1")
-        for below in picture.frames_in(name):
-            inner.edge(name, below, style="invis", weight="0")
-        graph.subgraph(inner)
+def _between(light: Color, deep: Color, depth: float) -> str:
+    return "#" + "".join(f"{round(a + (b - a) * depth):02x}" for a, b in zip(light, deep))
 
 
-def _first(picture: Picture, frame: str) -> list[str]:
-    """The boxes at the top of a frame."""
-    inside = dict.fromkeys(picture.inside(frame))
-    reads = {node.name: node.reads for node in picture.dag.nodes}
-    return [name for name in inside if not inside.keys() & reads.get(name, ())]
+class _Frames:
+    """Adds the boxes of a picture within their frames, and the points of its ``trunks``."""
+
+    def __init__(self, picture: Picture, trunks: Sequence[Trunk]) -> None:
+        self._picture = picture
+        self._trunks = trunks
+        self._reads = {node.name: node.reads for node in picture.dag.nodes}
+
+    def add_networks(self, graph: Digraph) -> None:
+        """Add all that is in no frame, then the frames: those of critics at the right of the others."""
+        self._add_boxes(graph, None)
+        frames = self._picture.frames_in(None)
+        policies, critics = (
+            [name for name in frames if self._picture.frames[name].title.partition("/")[0] == part]
+            for part in ("policy", "critic")
+        )
+        if not policies or not critics:
+            return self._add_frames(graph, frames)
+        # Layout keeps the order of two nodes on one line if neither is in a frame; each pulls the frames below it, by
+        # many edges, as a weight counts for nothing where edges cross.
+        line = Digraph(graph_attr={"rank": "same"})
+        line.edge("left", "right", style="invis", weight="1")
+        for side in ("left", "right"):
+            names = [name for name in frames if (name in critics) == (side == "right")]
+            look = {"style": "invis", "margin": "8", "label": ""}
+            half = Digraph(f"cluster_{side}", graph_attr=look)
+            self._add_frames(half, names)
+            graph.node(side, style="invis", width="0", height="0", label="")
+            for name in names * PULL:
+                graph.edge(side, name, style="invis", weight="1")
+            graph.subgraph(half)
+        graph.subgraph(line)
+
+    def _add_boxes(self, graph: Digraph, outer: str | None) -> None:
+        for name in self._picture.inside(outer):
+            graph.node(name, id=name, **_box(self._picture.boxes[name]))
+        for trunk in self._trunks:
+            if trunk.frame == outer:
+                color = _arrow(self._picture, trunk.writer, trunk.readers()[0]).get("color", FAINT)
+                for point in trunk.points:
+                    graph.node(point, **POINT, color=color, fillcolor=color)
+
+    def _add_frames(self, graph: Digraph, frames: Iterable[str]) -> None:
+        """Add frames with all that is within them."""
+        for name in frames:
+            frame = self._picture.frames[name]
+            inner = Digraph(f"cluster_{name}", graph_attr=_frame(frame))
+            inner.node(name, **_title(frame))
+            self._add_boxes(inner, name)
+            self._add_frames(inner, self._picture.frames_in(name))
+            # A title is a node above all that is in its frame: arrows go around nodes, but through a cluster's label.
+            above = self._points_above(name)
+            for below in self._first(name):
+                if below not in above:
+                    inner.edge(name, below, style="invis", weight="1")
+            for below in self._picture.frames_in(name):
+                inner.edge(above.get(below, name), below, style="invis", weight="0")
+            graph.subgraph(inner)
+
+    def _first(self, frame: str) -> list[str]:
+        """The boxes at the top of a frame."""
+        inside = dict.fromkeys(self._picture.inside(frame))
+        return [name for name in inside if not inside.keys() & self._reads.get(name, ())]
+
+    def _points_above(self, frame: str) -> dict[str, str]:
+        """For boxes and frames below the first point of a line in ``frame``: the point that is above them."""
+        above: dict[str, str] = {}
+        for trunk in self._trunks:
+            if trunk.frame == frame:
+                for point, reader in trunk.lower_branches():
+                    around = self._picture.enclosing(self._picture.boxes[reader].frame)
+                    for name in (reader, *around):
+                        above.setdefault(name, point)
+        return above
 
 
 def _put_inputs_on_top(graph: Digraph, picture: Picture) -> None:
     """Put the inputs of a network above its title, not beside it."""
     pairs = dict.fromkeys(
-        (tail, _network(picture, head))
+        (tail, picture.network_of(head))
         for tail, head in picture.arrows()
         if picture.boxes[tail].kind == "input" and picture.boxes[tail].frame is None
     )
     for tail, network in pairs:
         if network is not None:
             graph.edge(tail, network, style="invis", weight="0")
-
-
-def _add_networks(graph: Digraph, picture: Picture) -> None:
-    """Add all that is in no frame, then the frames: those of critics at the right of the others."""
-    _add_boxes(graph, picture, None)
-    frames = picture.frames_in(None)
-    policies, critics = (
-        [name for name in frames if picture.frames[name].title.partition("/")[0] == part]
-        for part in ("policy", "critic")
-    )
-    if not policies or not critics:
-        return _add_frames(graph, picture, frames)
-    # Layout keeps the order of two nodes on one line if neither is in a frame; each pulls the frames below it, by many
-    # edges, as a weight counts for nothing where edges cross.
-    line = Digraph(graph_attr={"rank": "same"})
-    line.edge("left", "right", style="invis", weight="1")
-    for side in ("left", "right"):
-        names = [name for name in frames if (name in critics) == (side == "right")]
-        half = Digraph(f"cluster_{side}", graph_attr={"style": "invis", "margin": "8", "label": ""})
-        _add_frames(half, picture, names)
-        graph.node(side, style="invis", width="0", height="0", label="")
-        for name in names * PULL:
-            graph.edge(side, name, style="invis", weight="1")
-        graph.subgraph(half)
-    graph.subgraph(line)
-
-
-def _network(picture: Picture, box: str) -> str | None:
-    """The network that a box is in."""
-    frame = picture.boxes[box].frame
-    while frame is not None and not picture.frames[frame].network:
-        frame = picture.frames[frame].parent
-    return frame
 
 
 def _frame(frame: Frame) -> Attributes:
@@ -156,6 +203,8 @@ def _box(box: Box) -> Attributes:
         look = {"fillcolor": "#fdeedd", "color": "#c08a3e"}
     else:
         look = {"fillcolor": fill_color(box.share), "color": "#5b7a99"}
+    if box.heat is not None and box.kind not in TENSORS:
+        look["fillcolor"] = heat_color(box.heat)
     if box.remembers:
         look |= {"peripheries": "2", "penwidth": "1.4"}
     if box.frozen:
@@ -191,8 +240,9 @@ def _at_arrow(text: str) -> Attributes:
     return {"label": label, "fontname": FONT, "fontsize": "9", "fontcolor": FAINT}
 
 
-def _footer(picture: Picture) -> str:
-    lines = [picture.caption, "   ".join(picture.legend())]
+def _footer(picture: Picture, trunks: Sequence[Trunk]) -> str:
+    branching = ["dot on a line: it branches"] if trunks else []
+    lines = [picture.caption, "   ".join([*picture.legend(), *branching])]
     return "".join(f'<br/>{_text(line, 200)}<br align="left"/>' for line in lines if line)
 
 

@@ -33,6 +33,11 @@ class DraftBox:
     row: Row | None = None
     masks: list[Value] = field(default_factory=list)  # the reads that mask an action
     counts: list[tuple[int, str]] = field(default_factory=list)  # (64, "side by side")
+    paths: list[str] = field(default_factory=list)  # of all nodes that it stands for
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            self.paths = [_path(self)]
 
 
 @dataclass(eq=False)
@@ -47,6 +52,15 @@ class DraftFrame:
 
 
 Draft: TypeAlias = DraftBox | DraftFrame
+
+
+def _path(box: DraftBox) -> str:
+    """The path of a node; of a tensor, and of a class in a network, the kind before it, as a node may have its name."""
+    if box.row is not None and box.kind == "block":
+        return "/".join(box.row.path)
+    before = {"input": "inputs", "output": "outputs", "opaque": "classes"}[box.kind]
+    *_, value = box.writes or [("", *box.names)]
+    return "/".join(filter(None, [before, *value[1:]]))
 
 
 def boxes_of(drafts: Iterable[Draft]) -> list[DraftBox]:
@@ -109,6 +123,7 @@ class _Folder:
         for into, box in zip(boxes_of([first]), boxes_of([other])):
             if into is not first:
                 into.names += box.names
+            into.paths += box.paths
             self._redirect(box, into)
             known = set(into.reads)
             for value in box.reads:
@@ -153,6 +168,10 @@ class _Folder:
             self.readers[value] = [r for r in self.readers[value] if r in set(boxes_of(first))]
         for new, old in zip(boxes_of(first), boxes_of(last)):
             self._redirect(old, new)
+        for begin in range(period, len(row), period):
+            step = [drafts[index] for index in row[begin : begin + period]]
+            for new, old in zip(boxes_of(first), boxes_of(step)):
+                new.paths += old.paths
         instead |= dict.fromkeys(row, None)
         count = (times, "in a row")
         if period == 1:

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from composer.diagram.dot import to_dot
 from composer.diagram.picture import Picture
-from composer.diagram.render import render
+from composer.diagram.render import SECONDS, GivenUp, render
 from perception_blocks.words import printable
 
 __all__ = ["to_html", "to_svg"]
@@ -17,9 +17,11 @@ __all__ = ["to_html", "to_svg"]
 LONGEST = 200  # characters of a title
 
 
-def to_svg(picture: Picture) -> str:
-    """The picture as SVG; a box shows its title when pointed at."""
-    svg = render(to_dot(picture), "svg").decode()
+def to_svg(
+    picture: Picture, seconds: float = SECONDS, given_up: GivenUp | None = None
+) -> str:
+    """The picture as SVG; a box shows its title when pointed at. Raises DrawError as `render` does."""
+    svg = render(to_dot(picture), "svg", seconds, given_up).decode()
 
     def title(match: re.Match[str]) -> str:
         box = picture.boxes.get(match[1])

@@ -89,10 +89,12 @@ def _box(draft: DraftBox, frame: str | None, count: int) -> Box:
     """The label of a box; ``count`` is how often the frame around it repeats."""
     title = first_to_last(draft.names)
     row = draft.row
+    whole = [] if row is None else ["/".join(row.path)]  # of a class, whose code has a box
+    paths = draft.paths[0], tuple(dict.fromkeys([*draft.paths, *whole]))
     if row is None:
         lines = _counted(draft, list(draft.lines))
         details = draft.details | _stands_for(draft)
-        return Box(draft.kind, title, tuple(lines), frame=frame, details=details)
+        return Box(draft.kind, title, tuple(lines), 0.0, False, False, frame, details, *paths)
     every = count * times(draft)
     share = row.share * every
     lines = _counted(draft, list(draft.lines) or [row.block, _shapes(row)])
@@ -100,7 +102,8 @@ def _box(draft: DraftBox, frame: str | None, count: int) -> Box:
         lines.append(f"{quantity(row.parameters * every)} parameters, {percent(share)}")
     lines += filter(None, [row.each, row.memory, _shared(row), "frozen" if row.frozen else ""])
     remembers, details = row.memory.startswith("carries"), _details(draft, row, every)
-    return Box(draft.kind, title, tuple(lines), share, remembers, row.frozen, frame, details)
+    state = share, remembers, row.frozen
+    return Box(draft.kind, title, tuple(lines), *state, frame, details, *paths)
 
 
 def _counted(draft: DraftBox, lines: list[str]) -> list[str]:

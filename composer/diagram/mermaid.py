@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from composer.diagram.dot import fill_color
+from composer.diagram.dot import fill_color, heat_color
 from composer.diagram.picture import Box, Picture
 from perception_blocks.words import printable
 
@@ -61,12 +61,17 @@ def _inside(picture: Picture, frame: str | None, indent: str) -> Iterator[str]:
 
 
 def _class(box: Box) -> str:
+    if box.heat is not None and box.kind in ("block", "opaque"):
+        return f"heat{round(box.heat * SHADES)}"
     return box.kind if box.kind in _CLASSES else f"share{round(box.share**0.5 * SHADES)}"
 
 
 def _style(name: str) -> str:
     if name in _CLASSES:
         return _CLASSES[name]
+    if name.startswith("heat"):
+        fill = heat_color(int(name.removeprefix("heat")) / SHADES)
+        return f"fill:{fill},stroke:#5b7a99,color:#1f2933"
     share = (int(name.removeprefix("share")) / SHADES) ** 2
     return f"fill:{fill_color(share)},stroke:#5b7a99,color:#1f2933"
 

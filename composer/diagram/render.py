@@ -11,12 +11,18 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from typing import TypeAlias
 
 from composer.errors import RefusedError
 
-__all__ = ["DrawError", "render"]
+__all__ = ["SECONDS", "DrawError", "GivenUp", "render"]
 
 SECONDS = 300
+LOOK_EVERY = 0.1  # seconds
+
+GivenUp: TypeAlias = Callable[[], bool]
 DOTS_PER_INCH = 144
 _PROGRAM = """
 import sys
@@ -30,10 +36,14 @@ class DrawError(RefusedError):
     """The picture cannot be drawn; the message says why."""
 
 
-def render(dot: str, form: str) -> bytes:
+def render(
+    dot: str, form: str, seconds: float = SECONDS, given_up: GivenUp | None = None
+) -> bytes:
     """``dot`` as ``"svg"``, ``"png"`` or ``"pdf"``.
 
-    Raises DrawError where there is no Graphviz, and where a png or pdf would show empty boxes for lack of any font; the
+    Graphviz is ended after ``seconds``, or soon after ``given_up()`` is true.
+
+    Raises DrawError where that happens, where there is no Graphviz, and where a png or pdf would show empty boxes for lack of any font; the
     text of an svg is set by whoever shows it.
     """
     if form != "svg" and not _has_fonts():
@@ -41,7 +51,7 @@ def render(dot: str, form: str) -> bytes:
             f"this machine has no font, so every letter of a {form} would be an empty box; install one (such as the "
             "package fonts-dejavu-core), or draw .svg or .html, which use the fonts of the viewer"
         )
-    return _run(dot, form)
+    return _run(dot, form, seconds, given_up)
 
 
 @functools.cache
@@ -54,27 +64,17 @@ def _has_fonts() -> bool:
     return len(pictures) > 1
 
 
-def _run(dot: str, form: str) -> bytes:
+def _run(
+    dot: str, form: str, seconds: float = SECONDS, given_up: GivenUp | None = None
+) -> bytes:
     if form == "png":
         dot = dot.replace("{", f"{{ dpi={DOTS_PER_INCH};", 1)
-    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     reason = None
     for command in _commands(form):
         try:
-            done = subprocess.run(
-                command,
-                input=dot.encode(),
-                capture_output=True,
-                timeout=SECONDS,
-                env=environment,
-            )
+            done = _finished(command, dot.encode(), seconds, given_up)
         except OSError:
             continue
-        except subprocess.TimeoutExpired:
-            message = (
-                f"Graphviz took more than {SECONDS} seconds; draw .dot and lay it out elsewhere"
-            )
-            raise DrawError(message) from None
         if done.returncode == 0 and done.stdout:
             return done.stdout
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
@@ -86,6 +86,37 @@ def _run(dot: str, form: str) -> bytes:
         "drawing needs Graphviz: pip install 'pygraphviz>=2', or put the program dot on the PATH (the package graphviz "
         "of an operating system has it, the one of PyPI does not); .dot and .mermaid need neither"
     )
+
+
+def _finished(
+    command: list[str], dot: bytes, seconds: float, given_up: GivenUp | None
+) -> subprocess.CompletedProcess[bytes]:
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    end = time.monotonic() + seconds
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        text: bytes | None = dot
+        try:
+            while True:
+                wait = min(LOOK_EVERY, max(0.0, end - time.monotonic()))
+                try:
+                    output, errors = process.communicate(text, timeout=wait)
+                    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+                except subprocess.TimeoutExpired:
+                    text = None  # it has it
+                if given_up is not None and given_up():
+                    raise DrawError("the drawing was given up")
+                if time.monotonic() >= end:
+                    raise DrawError(
+                        f"Graphviz took more than {seconds:g} seconds; draw .dot and lay it out elsewhere"
+                    )
+        finally:
+            process.kill()
 
 
 def _commands(form: str) -> list[list[str]]:

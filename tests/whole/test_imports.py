@@ -41,7 +41,7 @@ composer.critic: values targets base structured structured_state_action state st
 composer.host: rows step optimizing | torch
 composer.wrappers: interface slots composed heads samples hybrid combination hidden_state noise second_models transformer wrapping | torch numpy
 composer.summary: networks flops rows layout table | torch
-composer.diagram: picture folding labels sketch dot mermaid render html drawing | torch pygraphviz graphviz
+composer.diagram: picture folding labels sketch trunks dot mermaid render html drawing | torch pygraphviz graphviz
 composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
 composer.build: budget construction context observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic parts_of_spec composed_network | torch
 composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model | torch transformers huggingface_hub safetensors gymnasium numpy

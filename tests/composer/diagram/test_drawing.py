@@ -22,6 +22,7 @@ from composer.diagram.drawing import DrawError
 from composer.diagram.mermaid import to_mermaid
 from composer.diagram.render import render
 from composer.diagram.sketch import sketch
+from composer.diagram.trunks import trunks_of
 from composer.summary import summarize
 from perception_blocks import Graph, InferenceBlock
 from perception_blocks.words import printable
@@ -344,6 +345,177 @@ def test_a_chain_that_is_read_on_the_way_is_cut_there():
     assert titles(net)[:3] == ["x", "d0 ... d4", "d5 ... d9"]
 
 
+# --- a value that many read -------------------------------------------------------------------------------------------
+
+
+def steps_that_read(count, kinds=("add", "multiply")):
+    """A row of steps, each of which also reads the first value; and a branch for each, of another size."""
+    graph = Graph({"observation": (8,)})
+    last = first = graph.add("first", "dense", "observation", hidden_units=8)
+    for index in range(count):
+        last = graph.add(f"n{index}", kinds[index % 2], [last, first])
+    return InferenceBlock(graph, [last])
+
+
+def sums_of_branches(count):
+    """Each branch reads the observation, and is needed later than the one before it."""
+    graph = Graph({"observation": (8,)})
+    names = [
+        graph.add(f"n{index}", "dense", "observation", hidden_units=[8 + index])
+        for index in range(count)
+    ]
+    last = names[0]
+    for name in names[1:]:
+        last = graph.add(f"with_{name}", "concat", [last, name])
+    return InferenceBlock(graph, [last])
+
+
+@pytest.mark.parametrize("make", [steps_that_read, sums_of_branches])
+def test_arrows_of_a_value_that_many_read_are_a_line_that_branches(make):
+    net = make(12)
+    picture = sketch(net)
+    (line,) = trunks_of(picture)
+    readers = [tail for head, tail in picture.arrows() if head == line.writer]
+    assert set(line.readers()) == set(readers)
+    dot = to_dot(picture)
+    edges = re.findall(r"^ *(\w+) -> (\w+)(.*)$", dot, re.MULTILINE)
+    reached, heads = {line.writer}, set()
+    for tail, head, look in edges:
+        if tail in reached and (tail == line.writer or tail in line.points):
+            reached.add(head)
+            heads |= {head} if "arrowhead=none" not in look else set()
+    assert heads == set(readers)
+    assert dot.count("shape=point") == len(line.points)
+    assert "dot on a line: it branches" in dot
+    assert to_mermaid(picture).count(f"  {line.writer} --> ") == len(readers)
+
+
+def test_few_arrows_stay_arrows():
+    assert trunks_of(sketch(steps_that_read(6))) == []
+    assert "shape=point" not in to_dot(sketch(steps_that_read(6)))
+
+
+@pytest.mark.parametrize("make", [steps_that_read, sums_of_branches])
+def test_many_nodes_that_read_one_value_are_laid_out_at_once(make):
+    dot = to_dot(sketch(make(200 if make is steps_that_read else 100)))
+    assert b"<svg" in render(dot, "svg", seconds=10)  # without lines 7 to 50 s
+
+
+NESTED_READERS = {
+    f"n{index}": {
+        "block": "graph",
+        "in": {"a": f"d{index - 1}" if index else "first", "b": "first"},
+        "graph": {
+            "m": {"block": "multiply" if index % 2 else "add", "in": ["a", "b"]},
+            f"d{index}": {"block": "dense", "in": "m", "hidden_units": 8},
+        },
+        "out": f"d{index}",
+    }
+    for index in range(10)
+}
+CRITIC_READERS = {
+    f"k{index}": {
+        "block": "multiply" if index % 2 else "add",
+        "in": [f"k{index - 1}" if index else "first", "first"],
+    }
+    for index in range(10)
+}
+
+
+def test_each_network_has_its_line_in_the_look_of_its_arrows():
+    graph = {"first": {"block": "dense", "in": "observation", "hidden_units": 8}} | NESTED_READERS
+    model = composer.compose(
+        {
+            "version": 1,
+            "policy": {"graph": graph, "heads": {"in": "d9"}, "shares": ["first"]},
+            "critic": {"graph": CRITIC_READERS, "heads": {"in": "k9"}},
+        },
+        **CARTPOLE,
+        device="meta",
+        seed=0,
+    )
+    picture = sketch(model)
+    lines = trunks_of(picture)
+    assert [picture.frames[line.frame].title for line in lines if line.frame] == ["policy", "critic"]
+    dot = to_dot(picture)
+    segments = len(lines[1].points) + 1
+    assert dot.count("#b4532a") == 2 * len(lines[1].points) + segments + 9
+    layout = json.loads(render(dot, "json"))
+    place = {
+        thing["name"]: float(thing["pos"].split(",")[1])
+        for thing in layout["objects"]
+        if "pos" in thing
+    }
+    for name, frame in picture.frames.items():
+        assert all(place[box] < place[name] for box in picture.inside(name)), frame.title
+
+
+# --- paths and colors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_box_has_a_path_of_its_own(name):
+    boxes = sketch(EXAMPLES[name]()).boxes.values()
+    paths = [box.path for box in boxes]
+    assert "" not in paths
+    assert len(set(paths)) == len(paths)
+    assert all(box.path in box.stands_for for box in boxes)
+
+
+def test_paths_stay_when_the_spec_is_edited():
+    spec = {"version": 1, "policy": {"graph": {}, "heads": {"in": "latent"}}}
+    latent = {"latent": {"block": "dense", "in": "observation", "hidden_units": 8}}
+
+    def paths(graph):
+        spec["policy"]["graph"] = graph
+        boxes = sketch(composer.compose(spec, **CARTPOLE, device="meta", seed=0)).boxes
+        return {box.path: name for name, box in boxes.items()}
+
+    before = paths(latent)
+    more = {"first": latent["latent"], "latent": latent["latent"] | {"in": "first"}}
+    after = paths(more)
+    assert list(before) == [
+        "inputs/observation",
+        "policy/latent",
+        "policy/heads/action",
+        "outputs/policy/action",
+    ]
+    assert after.keys() - before.keys() == {"policy/first"}
+    assert before.keys() <= after.keys()
+    assert before["policy/latent"] != after["policy/latent"]
+
+
+def test_a_folded_box_stands_for_all_its_nodes():
+    assert box_named(chain(), "layer_1 ... layer_99").stands_for == tuple(
+        f"layer_{index}" for index in range(1, 100)
+    )
+    box = box_named(branches(), "branch_0 ... branch_63")
+    assert box.stands_for == tuple(f"branch_{index}" for index in range(64))
+    framed = [box.stands_for for box in sketch(EXAMPLES["repeats"]()).boxes.values()]
+    assert sorted(len(paths) for paths in framed if len(paths) > 1) == [6, 6, 6, 10, 10]
+
+
+def test_colors_say_what_they_are_given():
+    net = chain()
+    picture = sketch(net).colored({"layer_0": 0.25, "layer_7": 1.0, "layer_8": 0.5}, "dormant")
+    heat = {box.title: box.heat for box in picture.boxes.values()}
+    assert heat["layer_0"] == 0.25
+    assert heat["layer_1 ... layer_99"] == 1.0
+    assert "deeper color: dormant" in picture.legend()
+    assert "darker: larger share of the parameters" not in picture.legend()
+    dot = to_dot(picture)
+    assert 'fillcolor="#f5ded5"' in dot
+    assert 'fillcolor="#f08a5d"' in dot
+    assert "classDef heat6 fill:#f08a5d" in to_mermaid(picture)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_colors_are_of_values_from_0_to_1(value):
+    message = f"the value of 'layer_0' must be from 0 to 1, got {value}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        sketch(chain(2)).colored({"layer_0": value}, "dormant")
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -582,12 +754,22 @@ def test_a_dot_that_fails_says_why(only_a_dot):
         render("digraph {}", "svg")
 
 
-def test_a_dot_that_hangs_is_ended(only_a_dot, monkeypatch):
-    only_a_dot("exec sleep 60")
-    monkeypatch.setattr(diagram_graphviz, "SECONDS", 1)
-    message = "Graphviz took more than 1 seconds; draw .dot and lay it out elsewhere"
-    with pytest.raises(DrawError, match=f"^{message}$"):
-        render("digraph {}", "svg")
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            {"seconds": 0.5},
+            "Graphviz took more than 0.5 seconds; draw .dot and lay it out elsewhere",
+        ),
+        ({"given_up": lambda: True}, "the drawing was given up"),
+    ],
+)
+def test_a_dot_that_hangs_is_ended(only_a_dot, tmp_path, limits, message):
+    only_a_dot(f"echo $$ > {tmp_path}/number; exec sleep 60")
+    with pytest.raises(DrawError, match=f"^{re.escape(message)}$"):
+        render("digraph {}", "svg", **limits)
+    number = tmp_path / "number"
+    assert not number.exists() or not Path("/proc", number.read_text().strip()).exists()
 
 
 def test_the_process_that_draws_does_not_get_the_python_path(tmp_path, monkeypatch):
