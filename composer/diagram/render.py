@@ -43,8 +43,8 @@ def render(
 
     Graphviz is ended after ``seconds``, or soon after ``given_up()`` is true.
 
-    Raises DrawError where that happens, where there is no Graphviz, and where a png or pdf would show empty boxes for lack of any font; the
-    text of an svg is set by whoever shows it.
+    Raises DrawError where that happens, where there is no Graphviz, and where a png or pdf would show empty boxes for
+    lack of any font; the text of an svg is set by whoever shows it.
     """
     if form != "svg" and not _has_fonts():
         raise DrawError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from composer.diagram.picture import Picture
 
@@ -19,7 +20,7 @@ Levels = Mapping[str, int]
 class Trunk:
     """A line from ``writer`` down through ``points``, named in order, each with the readers that branch off there.
 
-    The points lie in ``frame``. ``end`` is the reader that the last segment leads to; None if it leads to the last point.
+    The points lie in ``frame``. ``end`` is the reader that the last segment leads to, if it leads to no point.
     """
 
     writer: str
@@ -41,7 +42,7 @@ class Trunk:
     def segments(self) -> list[tuple[str, str]]:
         """The pairs that the line connects, without its branches."""
         line = [self.writer, *self.points, *([] if self.end is None else [self.end])]
-        return list(zip(line, line[1:]))
+        return list(pairwise(line))
 
 
 def trunks_of(picture: Picture) -> list[Trunk]:
