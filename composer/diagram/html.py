@@ -17,9 +17,7 @@ __all__ = ["to_html", "to_svg"]
 LONGEST = 200  # characters of a title
 
 
-def to_svg(
-    picture: Picture, seconds: float = SECONDS, given_up: GivenUp | None = None
-) -> str:
+def to_svg(picture: Picture, seconds: float = SECONDS, given_up: GivenUp | None = None) -> str:
     """The picture as SVG; a box shows its title when pointed at. Raises DrawError as `render` does."""
     svg = render(to_dot(picture), "svg", seconds, given_up).decode()
 

@@ -36,9 +36,7 @@ class DrawError(RefusedError):
     """The picture cannot be drawn; the message says why."""
 
 
-def render(
-    dot: str, form: str, seconds: float = SECONDS, given_up: GivenUp | None = None
-) -> bytes:
+def render(dot: str, form: str, seconds: float = SECONDS, given_up: GivenUp | None = None) -> bytes:
     """``dot`` as ``"svg"``, ``"png"`` or ``"pdf"``.
 
     Graphviz is ended after ``seconds``, or soon after ``given_up()`` is true.
@@ -64,9 +62,7 @@ def _has_fonts() -> bool:
     return len(pictures) > 1
 
 
-def _run(
-    dot: str, form: str, seconds: float = SECONDS, given_up: GivenUp | None = None
-) -> bytes:
+def _run(dot: str, form: str, seconds: float = SECONDS, given_up: GivenUp | None = None) -> bytes:
     if form == "png":
         dot = dot.replace("{", f"{{ dpi={DOTS_PER_INCH};", 1)
     reason = None

@@ -56,7 +56,9 @@ def trunks_of(picture: Picture) -> list[Trunk]:
         writer, reader = arrow
         look = (arrow in picture.shared, arrow in picture.masks, picture.labels.get(arrow))
         groups[writer, picture.network_of(reader), *look].append(reader)
-    levels = _levels(picture, {writer for (writer, *_), readers in groups.items() if len(readers) > 1})
+    levels = _levels(
+        picture, {writer for (writer, *_), readers in groups.items() if len(readers) > 1}
+    )
     trunks = []
     taken = {*picture.boxes, *picture.frames}
     for (writer, *_), readers in groups.items():
@@ -71,7 +73,10 @@ def _levels(picture: Picture, branching: Iterable[str]) -> Levels:
     reads = {node.name: node.reads for node in picture.dag.nodes}
     readers: defaultdict[str, list[str]] = defaultdict(list)
     levels: dict[str, int] = {}
-    for name in (*(box for box in picture.boxes if box not in reads), *(node.name for node in picture.dag.order())):
+    for name in (
+        *(box for box in picture.boxes if box not in reads),
+        *(node.name for node in picture.dag.order()),
+    ):
         levels[name] = 1 + max((levels[read] for read in reads.get(name, ())), default=-1)
         for read in reads.get(name, ()):
             readers[read].append(name)

@@ -436,7 +436,10 @@ def test_each_network_has_its_line_in_the_look_of_its_arrows():
     )
     picture = sketch(model)
     lines = trunks_of(picture)
-    assert [picture.frames[line.frame].title for line in lines if line.frame] == ["policy", "critic"]
+    assert [picture.frames[line.frame].title for line in lines if line.frame] == [
+        "policy",
+        "critic",
+    ]
     dot = to_dot(picture)
     segments = len(lines[1].points) + 1
     assert dot.count("#b4532a") == 2 * len(lines[1].points) + segments + 9
