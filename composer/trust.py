@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from composer.source.load import Source
 
 __all__ = ["PETTINGZOO", "PathError", "advice_on_missing", "allow_beside", "allow_list"]
-__all__ += ["allow_options", "check_environment", "check_trusted", "import_allowed"]
-__all__ += ["import_extensions", "import_object", "import_trusted"]
+__all__ += ["allow_options", "check_environment", "check_trusted", "folders_beside"]
+__all__ += ["import_allowed", "import_extensions", "import_object", "import_trusted"]
 
 # Before the colon of an environment's id: an environment that PettingZoo itself knows.
 PETTINGZOO = "pettingzoo"
@@ -195,12 +195,22 @@ def allow_beside(folders: Iterable[str], allow: Iterable[str]) -> None:
     finder.add(list(folders), {entry.partition(".")[0] for entry in allow})
 
 
+def folders_beside() -> list[str]:
+    """The folders of all calls of `allow_beside`, for a process that is to find the same modules."""
+    finder = next((known for known in sys.meta_path if isinstance(known, _Beside)), None)
+    return [] if finder is None else finder.folders
+
+
 class _Beside:
     """Finds the allowed modules in folders of modules that are not installed."""
 
     def __init__(self) -> None:
         self._folders: dict[str, list[str]] = {}  # of each module that is allowed
         self._all: list[str] = []
+
+    @property
+    def folders(self) -> list[str]:
+        return list(self._all)
 
     def add(self, folders: list[str], modules: Iterable[str]) -> None:
         self._all = list(dict.fromkeys([*folders, *self._all]))

@@ -64,8 +64,12 @@ class Budget:
         self.add_bytes(tensor.numel() * tensor.itemsize)
 
     def add_bytes(self, size: int) -> None:
+        self.add_tensors(1, size)
+
+    def add_tensors(self, count: int, size: int) -> None:
+        """Count tensors of ``size`` bytes in all."""
         self.bytes += size
-        self.tensors += 1
+        self.tensors += count
         if self.tensors > self.limits.tensors:
             raise self._too_many("tensors", self.limits.tensors)
 

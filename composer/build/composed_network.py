@@ -20,10 +20,10 @@ from composer.build.construction import (
 from composer.build.context import BuildContext, BuildNotes, Requirements, VisiblePorts
 from composer.build.network_builder import build_network
 from composer.errors import Problems
-from composer.limits import GivenLimits, limits_from
+from composer.limits import GivenLimits, Limits, limits_from
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
 from composer.network.network import Inputs, Network, State
-from composer.source.load import Override, load_source
+from composer.source.load import Override, Source, load_source
 from composer.spec.model_spec import NetworkSpec
 from composer.spec.network_file import (
     InputSpec,
@@ -40,7 +40,7 @@ from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.reading import files_found
 from perception_blocks.words import did_you_mean, listing, sparing
 
-__all__ = ["ComposedNetwork", "compose_network"]
+__all__ = ["ComposedNetwork", "check_network", "compose_network"]
 
 InputShape: TypeAlias = "Port | int | tuple[int | None, ...] | list[int | None] | Mapping[str, Any]"
 """A size, a shape without batch, ``{"shape": (), "choices": 5}`` for integers below 5, or a Port."""
@@ -184,20 +184,28 @@ def compose_network(
     source = load_source(spec, overrides, allow)
     import_extensions(source, allow)
     file = read_network(source, allow, limits=limits)
-    problems, target = Problems(source), torch.device(device)
-    ports = _input_ports(file, inputs, problems)
-    wanted = _output_shapes(file, outputs, problems)
-    problems.raise_if_any()
+    target = torch.device(device)
     context = BuildContext(
-        source, problems, allow, chosen_seed(seed), target.type == "meta", Budget(limits)
+        source, Problems(source), allow, chosen_seed(seed), target.type == "meta", Budget(limits)
     )
     with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
-        try:
-            built = _built(file.network, ports, wanted, context)
-        except LimitReached as reached:
-            raise reached.as_error(source) from None
+        built = _built(file, inputs, outputs, context, BuildNotes())
         network = ComposedNetwork(built[0], file, built[1], context.seed, dtype)
         return network if context.meta else network.materialize(target, dtype)
+
+
+def check_network(
+    source: Source, allow: tuple[str, ...], limits: Limits, notes: BuildNotes
+) -> NetworkFile:
+    """The typed spec of a network without actions that `compose_network` could build; ``notes`` gets what is known.
+
+    Raises SpecError with every problem of the spec.
+    """
+    file = read_network(source, allow, limits=limits)
+    context = BuildContext(source, Problems(source), allow, 0, True, Budget(limits))
+    with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
+        _built(file, None, None, context, notes)
+    return file
 
 
 # --- what goes in and comes out ---------------------------------------------------------------------------------------
@@ -259,13 +267,30 @@ def _output_shapes(
 
 
 def _built(
+    file: NetworkFile,
+    inputs: Mapping[str, InputShape] | None,
+    outputs: Mapping[str, Any] | None,
+    context: BuildContext,
+    notes: BuildNotes,
+) -> tuple[Network, SeededConstruction]:
+    """The network without weights yet. Raises SpecError with everything that is wrong with the spec."""
+    ports = _input_ports(file, inputs, context.problems)
+    wanted = _output_shapes(file, outputs, context.problems)
+    context.problems.raise_if_any()
+    try:
+        return _built_for(file.network, ports, wanted, context, notes)
+    except LimitReached as reached:
+        raise reached.as_error(context.source) from None
+
+
+def _built_for(
     spec: NetworkSpec,
     ports: Mapping[str, Port],
     outputs: Mapping[str, OutputShape],
     context: BuildContext,
+    notes: BuildNotes,
 ) -> tuple[Network, SeededConstruction]:
-    """The network without weights yet. Raises SpecError with everything that is wrong with the spec."""
-    notes, values = BuildNotes(), _values(spec, outputs)
+    values = _values(spec, outputs)
     requirements = _requirements(spec, outputs, values, context)
     context.problems.raise_if_any()  # the rest would be consequences
     spec = replace(spec, shares=values)

@@ -148,12 +148,14 @@ class SeededConstruction(Construction):
 
     def _again(self, **changes: Any) -> SeededConstruction:
         """A construction of nothing yet, with ``changes`` to the arguments of this one."""
-        arguments = {
+        return type(self)(**{**self._arguments(), **changes})
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
             "name": self.name, "seed": self.seed, "meta": self.meta,
             "where": self._where, "place": self._place, "budget": self.budget,
             "on_built": self._on_built,
         }  # fmt: skip
-        return type(self)(**{**arguments, **changes})
 
     def when_weights_exist(self, action: Callable[[], None]) -> None:
         self._actions.append(action)

@@ -34,7 +34,14 @@ from perception_blocks.graph.graph import BlockSource, Graph, GraphError, GraphP
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port
 from perception_blocks.registry import BLOCKS, MissingExtraError
-from perception_blocks.words import did_you_mean, hint, listing, near_name
+from perception_blocks.words import (
+    MOST_CHARACTERS,
+    did_you_mean,
+    hint,
+    listing,
+    near_name,
+    readable,
+)
 
 __all__ = ["build_network"]
 
@@ -383,7 +390,7 @@ def _note(
     if shared_head and any(known.path == path for known in context.problems):
         return  # the one head that is written makes all of them: said once
     if not problem.kind and problem.key not in WIRING:
-        notes.faults.add((path, message))
+        notes.faults.add((path, readable(message, MOST_CHARACTERS)))
     context.problems.add(path, message, key=problem.of_key)
 
 

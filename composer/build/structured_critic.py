@@ -53,7 +53,8 @@ def build_critic_by_actor(
     before = len(context.problems)
     builder.refuse_settings(kind.refused)
     plans = {a.name: group.plan_of(a) for group in groups for a in group.actors}
-    unknown = len(plans) < len(actors) or any(policy_failed(plan) for plan in plans.values())
+    failed = not context.broken and any(policy_failed(plan) for plan in plans.values())
+    unknown = failed or len(plans) < len(actors)
     if len(context.problems) > before or unknown:
         return None
     given = (spec.critic, context, dtype, actors, plans)

@@ -46,7 +46,7 @@ from perception_blocks.registry import UnknownNameError
 from perception_blocks.words import describe, did_you_mean, sparing
 
 __all__ = ["TEXT_NAME", "GivenSpec", "NamedSpecs", "Override", "Source", "YamlParser", "dump_flow"]
-__all__ += ["dump_yaml", "is_name", "load_source", "stored_source"]
+__all__ += ["dump_yaml", "is_name", "is_yaml", "load_source", "stored_source"]
 
 Override: TypeAlias = "str | tuple[str | Path, object]"
 """``"params.width=128"``, or a path (dotted, or its parts) and a value."""
@@ -131,6 +131,16 @@ class Source:
         if self._index is None:
             self._index = Index(self._written)
         return self._index.at(position)
+
+    def refers(self, path: Path) -> bool:
+        """Whether a text at ``path``, or below it, may refer to a param."""
+        node, exists = node_at(self._written, path)
+        return exists and node.refers
+
+    def with_data(self, data: Mapping[str, object]) -> Source:
+        """A spec of the same files with other ``data``, which is written in none of them."""
+        folders = self._searched, self._registered
+        return Source(from_python(data), self.name, self.files, (), *folders, self.is_stored)
 
     def overridden(self, overrides: Iterable[Override]) -> Source:
         """The same spec with ``overrides``."""
@@ -745,6 +755,16 @@ class _Dumper(_BaseDumper):
 
 
 _Dumper.add_representer(str, _Dumper.text)
+
+
+def is_yaml(text: str) -> bool:
+    """Whether ``text`` is YAML at all, whatever it says."""
+    try:
+        for _ in yaml.parse(text, Loader=_PARSER):
+            pass
+    except yaml.YAMLError:
+        return False
+    return True
 
 
 def dump_yaml(data: object) -> str:

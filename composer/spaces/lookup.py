@@ -28,7 +28,7 @@ from composer.trust import advice_on_missing, check_environment
 from perception_blocks.registry import extra_for
 
 __all__ = ["Spaces", "environment_spaces", "find_spaces", "is_by_actor", "make_environment"]
-__all__ += ["own_environment"]
+__all__ += ["made_spaces", "own_environment", "recalled_spaces"]
 
 PACKAGE_HINT = "package:id, such as ale_py:ALE/Pong-v5"
 OWN_MODULE = "\nIf a module of yours registers it, allow that: allow=['my_envs'] or --allow my_envs"
@@ -68,28 +68,35 @@ def _given_spaces(
     if (observation_space is None) != (action_space is None):
         raise ValueError("give both observation_space and action_space, or an env")
     if env is not None and not isinstance(env, str):
-        return _spaces_of(spec, env, limits)
+        why = why_not_recalled(env) if spec.previous else ""
+        return recalled_spaces(spec, environment_spaces(env, limits), why, limits)
     name = spec.environment if env is None else env
     if name is None:
         raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
     path, source = (("environment",), spec.source) if env is None else ((), None)
-    new_env = make_environment(name, path, source)
+    return recalled_spaces(spec, *made_spaces(name, path, source, limits), limits)
+
+
+def made_spaces(
+    environment: str, path: Path = (), source: Source | None = None, limits: GivenLimits = None
+) -> tuple[Spaces, str]:
+    """The spaces of the ``environment`` of that id, and why nothing would show the last action and reward in it.
+
+    Raises SpecError, at ``path``, where it cannot be made or used.
+    """
+    env = make_environment(environment, path, source)
     try:
-        return _spaces_of(spec, new_env, limits)
-    except SpecError:
-        raise
+        return environment_spaces(env, limits), why_not_recalled(env)
     except ValueError as error:
-        message = f"the environment {name!r} cannot be used: {error}"
+        message = f"the environment {environment!r} cannot be used: {error}"
         raise SpecError([Problem(message, path, source and source.position(path))]) from error
     finally:
-        new_env.close()
+        env.close()
 
 
-def _spaces_of(spec: ModelSpec, env: object, limits: GivenLimits) -> Spaces:
-    """The spaces of ``env``. Raises SpecError where ``previous`` lists what nothing would show in it."""
-    given = environment_spaces(env, limits)
-    why = why_not_recalled(env) if spec.previous else ""
-    if why and _with_previous(spec, given, limits)[0] != given[0]:
+def recalled_spaces(spec: ModelSpec, given: Spaces, why: str, limits: GivenLimits) -> Spaces:
+    """``given``. Raises SpecError where ``previous`` lists what nothing would show, which ``why`` says if so."""
+    if spec.previous and why and _with_previous(spec, given, limits)[0] != given[0]:
         path = (PREVIOUS,)
         raise SpecError([Problem(why, path, spec.source.position(path))])
     return given

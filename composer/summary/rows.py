@@ -25,8 +25,8 @@ from perception_blocks.graph.assemble import BuiltNode
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
 
-__all__ = ["Row", "RowPath", "class_name", "distribution_name", "flops_of_node", "network_in"]
-__all__ += ["read_rows"]
+__all__ = ["Row", "RowPath", "class_name", "distribution_name", "flops_of_class"]
+__all__ += ["flops_of_node", "network_in", "read_rows"]
 
 RowPath = tuple[str, ...]
 
@@ -315,6 +315,12 @@ def _flops_once(node: BuiltNode, module: nn.Module) -> int | None:
         return trial(**dict(zip(names, tensors, strict=True)))
 
     counts = count_flops(module, ports, call)
+    return None if counts is None else counts[""]
+
+
+def flops_of_class(network: CustomNetwork) -> int | None:
+    """The FLOPs of a user's class for one observation; None where they are not known."""
+    counts = _custom_flops(network)
     return None if counts is None else counts[""]
 
 

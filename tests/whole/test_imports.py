@@ -43,7 +43,7 @@ composer.wrappers: interface slots composed heads samples hybrid combination hid
 composer.summary: networks flops rows layout table | torch
 composer.diagram: picture folding labels sketch trunks dot mermaid render html drawing | torch pygraphviz graphviz
 composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
-composer.build: budget construction context observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic parts_of_spec composed_network | torch
+composer.build: budget construction context observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic untouched parts_of_spec composed_network | torch
 composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
 composer.importing: taken imported python_config document kinds config sb3_archive checkpoints adopting | torch
@@ -63,7 +63,7 @@ composer.adapters.tokens: vocabulary datasets sequences torchrl_env gym_env modu
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
 composer.dataflow: balance samples context packing optimization decoding models interfaces sft preference generation policy_gradient ppo timeouts rewards rows tokenizers classifier datasets text_datasets experiment model_entries call_graph call_spec model_building schedule written run_log run_folder local overview cluster text_files experiments worker on_ray running | torch numpy gymnasium matplotlib ray transformers tokenizers
-composer.editor: cursor choices names |
+composer.editor: cursor choices names space_process environments given module_cache facts memory mend analysis | torch
 composer.cli: ctrl_c write_out train runs prove run options loading differences commands | gymnasium
 composer: __main__ |
 """

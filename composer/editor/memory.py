@@ -1,0 +1,75 @@
+"""What is remembered of a file from check to check: modules, and the last facts of nodes beside the nodes' own text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from composer.editor.facts import NodeFacts, NodesByPath
+from composer.editor.module_cache import ModuleCache
+from composer.errors import Path, Span
+from composer.source.load import Source
+
+__all__ = ["Document"]
+
+MOST_NODES = 5000
+_LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
+
+
+class _Last(NamedTuple):
+    text: str  # of the node, its name before it
+    facts: tuple[NodeFacts, ...]
+    environment: str | None
+
+
+@dataclass
+class Document:
+    """What is remembered of one file."""
+
+    modules: ModuleCache = field(default_factory=ModuleCache)
+    _last: dict[Path, _Last] = field(default_factory=dict)
+
+    def remember(
+        self, nodes: NodesByPath, source: Source, text: str, environment: str | None
+    ) -> None:
+        """Remember the facts of ``nodes`` of ``text``, which ``source`` was read from."""
+        lines = _LINE_BREAK.split(text)
+        for path, facts in nodes.items():
+            if not facts[0].outputs:
+                continue
+            key, value = source.span(path, key=True), source.span(path)
+            if key is None or value is None or not source.name == key.start.file == value.end.file:
+                continue  # it is written elsewhere
+            self._last.pop(path, None)
+            self._last[path] = _Last(
+                _between(lines, Span(key.start, value.end)), facts, environment
+            )
+        while len(self._last) > MOST_NODES:
+            del self._last[next(iter(self._last))]
+
+    def recall(self, text: str, environment: str | None) -> NodesByPath:
+        """The last facts, as guesses, of the nodes whose own text is still in ``text``."""
+        return {
+            path: tuple(each.as_guess() for each in last.facts)
+            for path, last in self._last.items()
+            if environment in (None, last.environment) and _stands_in(last.text, text)
+        }
+
+
+def _between(lines: list[str], span: Span) -> str:
+    first, last = (span.start.line or 1) - 1, (span.end.line or 1) - 1
+    begin, end = (span.start.column or 1) - 1, (span.end.column or 1) - 1
+    if first == last:
+        return lines[first][begin:end]
+    return "\n".join([lines[first][begin:], *lines[first + 1 : last], lines[last][:end]])
+
+
+def _stands_in(part: str, text: str) -> bool:
+    """Whether ``part`` stands in ``text`` and ends there as it did, not within a longer word."""
+    start = text.find(part)
+    while start >= 0:
+        if text[start + len(part) : start + len(part) + 1] in ("", "\n", "\r", " ", ",", "}"):
+            return True
+        start = text.find(part, start + 1)
+    return False
