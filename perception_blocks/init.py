@@ -22,6 +22,7 @@ from perception_blocks.settings import SettingsError, check_settings
 
 __all__ = ["Rule", "default", "derive_seed", "draw_in_a_copy", "draw_parameters", "initializer"]
 __all__ += [
+    "fan_in_uniform",
     "kaiming_normal",
     "kaiming_uniform",
     "local_generator",
@@ -81,6 +82,12 @@ def kaiming_normal(
 ) -> None:
     """Normal, variance by fan-in and the non-linearity that follows (He et al., 2015)."""
     nn.init.kaiming_normal_(tensor, nonlinearity=nonlinearity, generator=generator)  # type: ignore[arg-type]
+
+
+def fan_in_uniform(tensor: Tensor, generator: torch.Generator, *, gain: float = 1.0) -> None:
+    """Uniform within ``gain / sqrt(fan_in)``: what torch draws for weights; biases are zero, though."""
+    _uniform(tensor, math.prod(tensor.shape[1:]) or 1, generator)
+    tensor.mul_(gain)
 
 
 def trunc_normal(tensor: Tensor, generator: torch.Generator, *, std: float = 0.02) -> None:

@@ -355,6 +355,7 @@ FUNCTIONS.register_all(
     {name: name for name in ("add", "identity", "mean", "multiply")},
 )
 _INITIALIZERS = """
-    default orthogonal xavier_uniform xavier_normal kaiming_uniform kaiming_normal trunc_normal normc zeros
+    default orthogonal xavier_uniform xavier_normal kaiming_uniform kaiming_normal fan_in_uniform trunc_normal
+    normc zeros
 """
 INITIALIZERS.register_all("perception_blocks.init", {name: name for name in _INITIALIZERS.split()})

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from composer.errors import Path, format_path
 from composer.importing.taken import Taken
-from composer.source.load import dump_yaml
+from composer.source.load import dump_flow
 from composer.source.values import Located
 from perception_blocks.words import printable
 
 __all__ = ["Imported", "finished"]
 
 ORDER = ("version", "environment", "distributions", "normalize", "policy", "critic")  # of the keys
+WIDEST = 120  # characters of a node's line
+_LONG = ("policy", "critic", "graph")  # mappings of several lines
 
 
 @dataclass
@@ -57,9 +59,29 @@ class Imported:
         more = {} if environment is None else {"environment": environment}
         spec = {**self.spec, **more}
         spec = {key: spec[key] for key in (*ORDER, *spec) if key in spec}
+        written = "\n".join(_written(spec)) + "\n"
         source = f"From {self.file}, a configuration of {self.kind}." if self.file else ""
         lines = [*([source] if source else []), *self.differences()]
-        return "".join(f"# {printable(line)}\n" for line in lines) + dump_yaml(spec)
+        return "".join(f"# {printable(line)}\n" for line in lines) + written
+
+
+def _written(data: Mapping[str, Any], margin: str = "", above: str = "") -> Iterator[str]:
+    """``data`` as lines of YAML, with one node of a graph on each."""
+    for key, value in data.items():
+        is_long = key in _LONG or above == "graph"
+        line = f"{margin}{dump_flow({key: value})[1:-1]}"
+        if key in _LONG and isinstance(value, Mapping):
+            yield from ([""] if not margin else [])
+            yield f"{margin}{key}:"
+            yield from _written(value, f"{margin}  ", key)
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            yield f"{margin}{key}:"
+            yield from (f"{margin}  - {dump_flow(each)}" for each in value)
+        elif is_long and len(line) > WIDEST and isinstance(value, Mapping):
+            yield f"{margin}{key}:"
+            yield from (f"{margin}  {dump_flow({k: v})[1:-1]}" for k, v in value.items())
+        else:
+            yield line
 
 
 def finished(imported: Imported, top: Taken, training: Iterable[Path]) -> Imported:

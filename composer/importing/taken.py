@@ -119,6 +119,23 @@ class Taken(Mapping[str, Any]):
 
         return self._checked(key, default, what, valid, lambda v: [int(each) for each in v])
 
+    def one_or_many(self, key: str, default: int | None = None, least: int = 1) -> int | list[int]:
+        """One whole number, or a list with one for each axis."""
+        what = f"a whole number of at least {least}, or a list of them"
+
+        def valid(value: Any) -> bool:
+            return all(
+                _is_whole(each, least) for each in (value if isinstance(value, list) else [value])
+            )
+
+        return self._checked(
+            key,
+            default,
+            what,
+            valid,
+            lambda v: [int(n) for n in v] if isinstance(v, list) else int(v),
+        )
+
     def below(self, key: str) -> Taken:
         return self._checked(key, None, "a mapping", lambda v: isinstance(v, Taken), lambda v: v)
 

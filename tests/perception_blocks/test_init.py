@@ -42,6 +42,8 @@ def test_normc_gives_every_unit_the_same_norm(shape):
         ("xavier_normal", (2 / 600) ** 0.5),
         ("kaiming_uniform", (2 / 400) ** 0.5),
         ("kaiming_normal", (2 / 400) ** 0.5),
+        ("fan_in_uniform", (1 / 1200) ** 0.5),
+        ({"fan_in_uniform": {"gain": 3**0.5}}, (1 / 400) ** 0.5),
         ({"trunc_normal": {"std": 0.1}}, 0.088),
         ("zeros", 0.0),
     ],
