@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
 from composer.cli.differences import compared
+from composer.cli.importing import add_import_options, run_import
 from composer.cli.loading import (
     UserError,
     as_user_errors,
@@ -384,6 +385,11 @@ def _train(arguments: argparse.Namespace) -> int:
     return run_train(arguments, source, weights)
 
 
+def _import(arguments: argparse.Namespace) -> None:
+    for text in run_import(arguments):
+        _say(text)
+
+
 def _eval(arguments: argparse.Namespace) -> int:
     text, status = run_eval(arguments)
     _say(text)
@@ -439,6 +445,11 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
         _init,
         add_init_options,
         "write a starting spec, from an environment or from templates",
+    ),
+    "import": (
+        _import,
+        add_import_options,
+        "write the networks of another library's configuration as a spec",
     ),
     "check": (
         _check,

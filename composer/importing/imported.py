@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,23 +46,31 @@ class Imported:
         if text not in self.notes:
             self.notes.append(text)
 
-    def differences(self) -> list[str]:
-        """A line for each difference and each key that was not taken over, and the number of keys of training."""
+    def differences(self, verbose: bool = False) -> list[str]:
+        """A line for each difference and each key that was not taken over, and the number of keys of training.
+
+        With ``verbose`` a line for each of those, too.
+        """
         lines = [f"differs: {note}" for note in self.notes]
         lines += [f"not taken over: {path}" for path in self.left]
         if self.training:
             keys = "key" if len(self.training) == 1 else "keys"
             lines.append(f"{len(self.training)} {keys} of training not taken over")
+            lines += [f"  {path}" for path in self.training] if verbose else []
         return lines
 
-    def to_yaml(self, environment: str | None = None) -> str:
+    def to_yaml(self, environment: str | None = None, *, verbose: bool = False) -> str:
         """The spec as YAML, below comments with the `differences`."""
         more = {} if environment is None else {"environment": environment}
         spec = {**self.spec, **more}
         spec = {key: spec[key] for key in (*ORDER, *spec) if key in spec}
         written = "\n".join(_written(spec)) + "\n"
-        source = f"From {self.file}, a configuration of {self.kind}." if self.file else ""
-        lines = [*([source] if source else []), *self.differences()]
+        source = (
+            f"From {os.path.basename(self.file)}, a configuration of {self.kind}."
+            if self.file
+            else ""
+        )
+        lines = [*([source] if source else []), *self.differences(verbose)]
         return "".join(f"# {printable(line)}\n" for line in lines) + written
 
 

@@ -161,7 +161,10 @@ class _Reader:
         linear = f"policy.heads.{ACTION}.linear"
         if self.space != "continuous":
             owner.ask(self.space)
-            there = "logits" if self.space == "discrete" else "logits.*"
+            is_one = self.space == "discrete"
+            family = "categorical" if is_one else "multi_categorical"
+            self.out.spec["distributions"] = [{"action": ACTION, "distribution": family}]
+            there = "logits" if is_one else "logits.*"
             self.out.weights.append((linear, f"{_MODEL}{there}"))
             return head
         box = owner.below("continuous")

@@ -90,8 +90,7 @@ class Taken(Mapping[str, Any]):
     def refusal(self, key: str | None, reason: str) -> SpecError:
         """The error that ``key``, or this mapping, cannot be imported, with its place and the ``reason``."""
         node = self.node if key is None else self.node.value.get(key, self.node)
-        is_there = key is not None and key in self
-        place = (node.key_position if is_there else None) or node.position
+        place = node.key_position or node.position
         path = self.path if key is None else (*self.path, key)
         name = format_path(path)
         return SpecError([Problem(f"{name}: {reason}" if name else reason, path, place)])
@@ -164,7 +163,9 @@ class Taken(Mapping[str, Any]):
             elif isinstance(value, str) and "${" in value:
                 reason = f"{value!r} is filled in from elsewhere; write the value itself"
             else:
-                reason = f"must be {what}, got {describe(value)}"
+                is_list = isinstance(value, list) and value
+                got = cut(str(plain(self.node.value[key])), 60) if is_list else describe(value)
+                reason = f"must be {what}, got {got}"
             raise self.refusal(key, reason)
         return convert(value)
 

@@ -590,6 +590,7 @@ def test_a_reader_that_goes_away_is_no_error():
         "blocks",
         "schema",
         "diff",
+        "import",
     ],
 )
 def test_help_is_what_it_was(capsys, command):

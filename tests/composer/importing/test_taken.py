@@ -62,7 +62,7 @@ def test_what_is_taken_as_plain_data_leaves_nothing_below(top):
     [
         (lambda net: net.whole("name"), "net.yaml:2:3: net.name: must be a whole number of at least 1, got the text 'actor'"),
         (lambda net: net.wholes("mlp"), "net.yaml:3:3: net.mlp: must be a list of whole numbers of at least 1, got a mapping"),
-        (lambda net: net.below("mlp").text("activation"), "net.yaml:3:8: net.mlp: 'activation' is missing: a text"),
+        (lambda net: net.below("mlp").text("activation"), "net.yaml:3:3: net.mlp: 'activation' is missing: a text"),
         (lambda net: net.text("odd"), "net.yaml:6:3: net.odd: '${from.elsewhere}' is filled in from elsewhere; write the value itself"),
         (lambda net: net.below("mlp").whole("d2rl"), "net.yaml:3:26: net.mlp.d2rl: must be a whole number of at least 1, got false"),
         (lambda net: net.entries("convs")[1].text("stride"), "net.yaml:4:39: net.convs.1.stride: must be a text, got the number 2"),
