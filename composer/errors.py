@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
 from perception_blocks.registry import MissingExtraError
-from perception_blocks.words import MOST_CHARACTERS, printable, readable, shortened
+from perception_blocks.words import MOST_CHARACTERS, Suggestion, printable, readable, shortened
 
 __all__ = ["MissingExtraSpecError", "Path", "Position", "Problem", "Problems", "RefusedError"]
 __all__ += ["Span", "SpecError", "format_path"]
@@ -61,7 +61,9 @@ class Span(NamedTuple):
 class Problem:
     """One problem, at ``path`` of the spec and, where the spec was read from text, at ``position``.
 
-    The ``message`` may quote what the user wrote: it is printable, and has 2,000 characters at most.
+    The ``message`` may quote what the user wrote: it is printable, and has 2,000 characters at most. ``key``: the key
+    is at fault, not its value. ``related`` are other places that explain it, each with a text: the inputs of a block
+    that cannot take their shapes.
 
     >>> print(Problem("needs equal shapes.\\nAdd a flatten block.", ("policy", "graph"), None))
     policy.graph: needs equal shapes.
@@ -72,9 +74,30 @@ class Problem:
     path: Path = ()
     position: Position | None = None
     needs_extra: bool = field(default=False, compare=False)  # a library is not installed
+    key: bool = field(default=False, compare=False)
+    related: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "message", readable(self.message, MOST_CHARACTERS))
+        text = readable(self.message, MOST_CHARACTERS)
+        if isinstance(self.message, Suggestion):
+            text = Suggestion(text, self.message.word, self.message.instead)
+        object.__setattr__(self, "message", text)
+
+    @property
+    def word(self) -> str | None:
+        """What `instead` stands for: the key or the value, or a word in it."""
+        return self.message.word if isinstance(self.message, Suggestion) else None
+
+    @property
+    def instead(self) -> str | None:
+        """The near name to write for `word`; None where there is none.
+
+        >>> from perception_blocks.registry import BLOCKS
+        >>> problem = Problem("unknown block 'dens'" + BLOCKS.hint("dens"), ("policy", "graph", "latent", "block"))
+        >>> problem.message, problem.word, problem.instead
+        ("unknown block 'dens'; did you mean 'dense'?", 'dens', 'dense')
+        """
+        return self.message.instead if isinstance(self.message, Suggestion) else None
 
     def __str__(self) -> str:
         where = str(self.position) if self.position else format_path(self.path)
@@ -126,13 +149,20 @@ class Problems:
         self._new: dict[Problem, None] = {}
 
     def add(
-        self, path: Path, message: str, key: bool = False, *, needs_extra: bool = False
+        self,
+        path: Path,
+        message: str,
+        key: bool = False,
+        *,
+        needs_extra: bool = False,
+        related: Iterable[tuple[Path, str]] = (),
     ) -> None:
         """Note ``message`` at the value at ``path``, or with ``key`` at the key that names it."""
         if path in self._known_paths:
             return
         position = self._locator.position(path, key) if self._locator else None
-        self._new.setdefault(Problem(message, path, position, needs_extra))
+        problem = Problem(message, path, position, needs_extra, key, related=tuple(related))
+        self._new.setdefault(problem)
 
     def __len__(self) -> int:
         return len(self._known) + len(self._new)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from composer.errors import MissingExtraSpecError, Problem, SpecError
 from composer.source.files import names_a_folder
 from perception_blocks.registry import NameTakenError, extra_for, load_plugins
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import did_you_mean, suggest
 
 if TYPE_CHECKING:
     from composer.source.load import Source
@@ -58,7 +58,7 @@ def check_trusted(path: str, allow: Iterable[str]) -> str | None:
         return None
     top = path.split(".")[0]
     if _TORCH_NN.fullmatch(f"torch.{path}"):
-        return f"{path!r} is not a full path; did you mean 'torch.{path}'?"
+        return f"{path!r} is not a full path" + suggest(path, f"torch.{path}")
     return (
         f"{path!r} is outside the allowed modules ({_modules(allow)}); "
         f"pass allow=[{top!r}] or --allow {top} if you trust it"
@@ -286,7 +286,7 @@ def _member(owner: ModuleType | type, name: str, at: str) -> object:
         if importlib.util.find_spec(full_name) is not None:
             return _import(full_name)
     public = [known for known in vars(owner) if not known.startswith("_")]
-    raise PathError(f"{at!r} has no {name!r}{did_you_mean(name, public)}")
+    raise PathError(f"{at!r} has no {name!r}" + did_you_mean(name, public))
 
 
 def _import(module: str) -> ModuleType:

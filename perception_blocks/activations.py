@@ -13,7 +13,7 @@ from torch.nn import functional
 from perception_blocks.port import format_shape
 from perception_blocks.registry import ACTIVATIONS
 from perception_blocks.settings import Activation, SettingsError, check_settings
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import did_you_mean, suggest
 
 __all__ = ["make_activation", "make_activations"]
 
@@ -107,7 +107,8 @@ def _class_of(activation: str | type) -> type[nn.Module]:
         return ACTIVATIONS.get(activation)
     package, _, name = activation.rpartition(".")
     if package == "nn" and hasattr(nn, name):
-        raise ValueError(f"{activation!r} is not a full path; did you mean 'torch.{activation}'?")
+        message = f"{activation!r} is not a full path"
+        raise ValueError(message + suggest(activation, f"torch.{activation}"))
     if package != "torch.nn":
         raise ValueError(
             f"an activation is named like 'relu' or 'torch.nn.ReLU', got {activation!r}; "
@@ -118,7 +119,7 @@ def _class_of(activation: str | type) -> type[nn.Module]:
         near = did_you_mean(
             activation, [f"torch.nn.{n}" for n, v in vars(nn).items() if isinstance(v, type)]
         )
-        raise ValueError(f"there is no module class {activation!r}{near}")
+        raise ValueError(f"there is no module class {activation!r}" + near)
     return cls
 
 

@@ -259,7 +259,7 @@ class Dag:
                     problems.append(self._unknown_read(node, name, named, more))
         for name in self.outputs or ():
             if name not in known:
-                message = f"the output {name!r} is no node's output{did_you_mean(name, known)}"
+                message = f"the output {name!r} is no node's output" + did_you_mean(name, known)
                 problems.append(DagProblem("unknown_output", message, None, name))
         return problems
 
@@ -270,10 +270,8 @@ class Dag:
         others = (value for value in known if value not in node.writes)
         few = [] if len(known) > MOST_LISTED + len(node.writes) else list(others)
         near = did_you_mean(name, [*(few or others), *more]) or _listing(few)
-        message = (
-            f"{node.label} reads {name!r}, which is neither an input nor a node's output{near}"
-        )
-        return DagProblem("unknown", message, node.name, name)
+        message = f"{node.label} reads {name!r}, which is neither an input nor a node's output"
+        return DagProblem("unknown", message + near, node.name, name)
 
     def _cycle_problem(self, cycle: list[str]) -> DagProblem:
         shown = [self._by_name[name].label for name in [*cycle, cycle[0]]]

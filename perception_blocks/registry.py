@@ -199,7 +199,7 @@ class Registry:
     def require(self, name: str) -> None:
         """Raise UnknownNameError unless ``name`` is known; imports nothing but plugins."""
         if name not in self:
-            raise UnknownNameError(f"unknown {self.kind} {name!r}{self.hint(name)}")
+            raise UnknownNameError(f"unknown {self.kind} {name!r}" + self.hint(name))
 
     def hint(self, name: str) -> str:
         """The end of a message about the unknown ``name``: the nearest known one, or else all of them."""

@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from perception_blocks.registry import ACTIVATIONS, FUNCTIONS, INITIALIZERS, Registry
-from perception_blocks.words import cut, did_you_mean, hint, near_name
+from perception_blocks.words import cut, did_you_mean, hint, joined, near_name
 
 __all__ = [
     "Activation",
@@ -110,7 +110,7 @@ class SettingsError(ValueError):
 
     def __init__(self, problems: Iterable[SettingProblem]) -> None:
         self.problems = list(problems)
-        super().__init__("; ".join(problem.message for problem in self.problems))
+        super().__init__(joined(problem.message for problem in self.problems))
 
 
 @cache
@@ -152,11 +152,11 @@ def check_settings(
         if setting is not None:
             if not setting.fits(value):
                 wrong = mismatch(setting.annotation, value)
-                problems.append(SettingProblem(name, f"{name!r} {wrong}"))
+                problems.append(SettingProblem(name, f"{name!r} " + wrong))
         elif not takes_any:
             named.add(near_name(name, settings, "setting"))
             near = hint(name, settings, "it has", kind="setting")
-            message = f"{name!r} is not a setting of {label}{near}"
+            message = f"{name!r} is not a setting of {label}" + near
             problems.append(SettingProblem(name, message, misspelt=True))
     if not partial:
         for name, setting in settings.items():
@@ -176,7 +176,7 @@ def mismatch(annotation: object, value: object) -> str | None:
     meant = _meant(annotation, value)
     if named is not None and isinstance(value, (str, Mapping)) and not meant:
         return _name_mismatch(named, value)
-    return f"must be {describe(annotation)}, got {_show(value)}{meant}"
+    return f"must be {describe(annotation)}, got {_show(value)}" + meant
 
 
 def _meant(annotation: object, value: object) -> str:
@@ -265,7 +265,7 @@ def _name_mismatch(named: Named, value: object) -> str | None:
     if isinstance(value, str):
         if value in named.registry or (named.dotted and "." in value):
             return None
-        return f"names the unknown {kind} {value!r}{named.registry.hint(value)}"
+        return f"names the unknown {kind} {value!r}" + named.registry.hint(value)
     if isinstance(value, Mapping) and len(value) == 1:
         ((name, settings),) = value.items()
         if not isinstance(name, str) or not isinstance(settings, Mapping):
@@ -281,7 +281,7 @@ def _settings_mismatch(named: Named, name: str, settings: Mapping[str, object]) 
         return None
     entry, label = named.registry.get(name), f"{named.registry.kind} {name!r}"
     problems = check_settings(entry, settings, label, skip=named.skip)
-    return f"is wrong: {'; '.join(p.message for p in problems)}" if problems else None
+    return "is wrong: " + joined(p.message for p in problems) if problems else None
 
 
 def _a(noun: str) -> str:

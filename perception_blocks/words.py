@@ -15,12 +15,15 @@ from urllib.parse import quote
 from perception_blocks.synonyms import SYNONYMS, folded
 
 __all__ = [
+    "Suggestion",
     "describe",
     "listing",
     "few_of",
+    "joined",
     "did_you_mean",
     "hint",
     "near_name",
+    "suggest",
     "sparing",
     "as_module_name",
     "cut",
@@ -47,6 +50,43 @@ P = ParamSpec("P")
 _left: ContextVar[list[int] | None] = ContextVar("comparisons left", default=None)
 
 MOST_NAMES, FEW_NAMES = 100, 6
+
+
+class Suggestion(str):
+    """Text that suggests to write another word: the name ``instead`` of ``word``.
+
+    It stays so with text before or behind it by ``+``, and as the message of an exception; an f-string makes plain text
+    of it.
+
+    >>> message = f"unknown block {'dens'!r}" + did_you_mean("dens", ["dense", "lstm"])
+    >>> message, str(ValueError(message)).instead
+    ("unknown block 'dens'; did you mean 'dense'?", 'dense')
+    """
+
+    __slots__ = ("instead", "word")
+
+    def __new__(cls, text: str, word: str, instead: str) -> Suggestion:
+        self = super().__new__(cls, text)
+        self.word, self.instead = word, instead
+        return self
+
+    def __str__(self) -> Suggestion:
+        return self
+
+    def __add__(self, text: str) -> Suggestion:
+        return Suggestion(super().__add__(text), self.word, self.instead)
+
+    def __radd__(self, text: str) -> Suggestion:
+        return Suggestion(text.__add__(self), self.word, self.instead)
+
+    def __reduce__(self) -> tuple:
+        return (Suggestion, (self[:], self.word, self.instead))
+
+
+def joined(messages: Iterable[str]) -> str:
+    """The messages, with semicolons between them; a single one is kept as it is."""
+    messages = list(messages)
+    return messages[0] if len(messages) == 1 else "; ".join(messages)
 
 
 def describe(value: object) -> str:
@@ -148,7 +188,16 @@ def did_you_mean(word: str, words: Iterable[str], kind: str = "") -> str:
     "; did you mean 'dense'?"
     """
     near = near_name(word, words, kind)
-    return f"; did you mean {near!r}?" if near else ""
+    return suggest(word, near) if near else ""
+
+
+def suggest(word: str, instead: str) -> Suggestion:
+    """The end of an error message that suggests to write ``instead`` of ``word``.
+
+    >>> suggest("nn.ReLU", "torch.nn.ReLU")
+    "; did you mean 'torch.nn.ReLU'?"
+    """
+    return Suggestion(f"; did you mean {instead!r}?", word, instead)
 
 
 def hint(

@@ -231,7 +231,7 @@ class CentralCriticBuilder(CriticBuilder):
                 known = [*seen, PRESENT, *group_names(seen)]
                 near = hint(name, known, listed=seen, shown=few_of)
                 path = (*spec.path, "observations", index)
-                self.problems.add(path, f"{name!r} is not an observation{near}")
+                self.problems.add(path, f"{name!r} is not an observation" + near)
         if len(self.problems) > before:
             return None
         return {n: s for n, s in sources.items() if n in wanted or s.kind != "observation"}

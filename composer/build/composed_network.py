@@ -332,7 +332,7 @@ def _requirements(
             way_out = f"; it has {listing(known)}; a head makes another: heads: {{in: {known[-1]}}}"
             near = did_you_mean(name, known) or way_out
             context.problems.add(
-                (*spec.path, "graph"), f"the graph makes no value {name!r}{near}", key=True
+                (*spec.path, "graph"), f"the graph makes no value {name!r}" + near, key=True
             )
     for name in [name for name, shape in heads.items() if shape is None and not spec.target]:
         message = f"the head {name!r} needs a width; write outputs: {{{name}: 4}} or outputs={{{name!r}: 4}}"

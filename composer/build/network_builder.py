@@ -25,7 +25,7 @@ from composer.critic.values import scalar_shape, value_block
 from composer.network.autoregressive import AutoregressiveNetwork, levels_of
 from composer.network.network import GraphNetwork
 from composer.spec.model_spec import HeadsSpec, NetworkSpec, NodeSpec
-from composer.spec.places import ENSEMBLE, NodePath, place_of
+from composer.spec.places import ENSEMBLE, NodePath, place_of, place_of_value
 from composer.spec.references import origins
 from composer.template.expansion import expand
 from composer.trust import PathError, import_trusted
@@ -49,6 +49,7 @@ SIZED_BLOCKS = ("linear_output", "dueling")  # as heads they need not be told th
 SIZES = {"output_units", "output_shape"}
 VALUE_HEADS = ("quantile_value", "categorical_value")  # with a width, one value for each action
 WIRING = ("in", "out", "each", "same_as")  # keys of a node that are about others as well
+ENVIRONMENT = ("environment",)  # what gives the observations
 ENDS = ("linear_output", "dueling", "value", *VALUE_HEADS)
 
 
@@ -291,7 +292,7 @@ def _block(node: NodeSpec, context: BuildContext) -> BlockSource:
         if name in BLOCKS and BLOCKS.extra_of(name):
             BLOCKS.get(name)
     except PathError as error:
-        return error
+        return ValueError(error.problems[0].message)
     except MissingExtraError as error:  # a library is not installed
         context.problems.add((*node.path, "block"), str(error), needs_extra=True)
         return error
@@ -307,7 +308,7 @@ def _rules(spec: NetworkSpec, context: BuildContext) -> tuple[object, object]:
         for name in init.keys() - set(parts):
             near = did_you_mean(name, parts) or "; there is 'body' and 'heads'"
             path = (*spec.path, "init", name)
-            context.problems.add(path, f"{name!r} is not a part of a network{near}", key=True)
+            context.problems.add(path, f"{name!r} is not a part of a network" + near, key=True)
     else:
         rules = {"body": init, "heads": init}
     for name, rule in rules.items():
@@ -325,7 +326,7 @@ def _add_heads(
         return {}
     for name in heads.actions:
         if name not in requirements.heads:
-            message = f"{name!r} is no {requirements.kind}{hint(name, requirements.heads)}"
+            message = f"{name!r} is no {requirements.kind}" + hint(name, requirements.heads)
             context.problems.add((*heads.path, name), message, key=True)
     outputs = {}
     for name, width in requirements.heads.items():
@@ -391,7 +392,11 @@ def _note(
         return  # the one head that is written makes all of them: said once
     if not problem.kind and problem.key not in WIRING:
         notes.faults.add((path, readable(message, MOST_CHARACTERS)))
-    context.problems.add(path, message, key=problem.of_key)
+    related = [
+        (place_of_value(spec, problem.path[:-1], name) or ENVIRONMENT, text)
+        for name, text in problem.related
+    ]
+    context.problems.add(path, message, key=problem.of_key, related=related)
 
 
 def _unknown(message: str, reader: str, name: str, visible: VisiblePorts) -> str:
@@ -409,4 +414,4 @@ def _unknown(message: str, reader: str, name: str, visible: VisiblePorts) -> str
     if near not in groups:
         return message
     neither = "which is neither an input nor a node's output"
-    return f"{reader!r} reads {name!r}, {neither}; did you mean {near!r}?"
+    return f"{reader!r} reads {name!r}, {neither}" + did_you_mean(name, [near])

@@ -88,7 +88,7 @@ def _name_states(model: Any, names: Mapping[str, str], problems: Problems) -> No
     for path, name in names.items():
         if path not in states:
             known = hint(path, states, "its states are") if states else "; nothing in it has memory"
-            message = f"the model has no state {path!r}{known}"
+            message = f"the model has no state {path!r}" + known
             problems.add(("state_names", path), message, key=True)
         elif name in taken or (name in states and name != path):
             whose = taken.get(name, "another state")

@@ -32,7 +32,7 @@ from composer.spec.keys import PREVIOUS, is_within
 from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
 from composer.spec.references import names_value, written_values
 from perception_blocks.port import Port, format_shape
-from perception_blocks.words import hint, listing
+from perception_blocks.words import Suggestion, hint, listing
 
 __all__ = [
     "PlannedGroup",
@@ -153,7 +153,7 @@ class PolicyPlan:
             members = listing(named_observations(key, self.ports))
             return f"{key!r} is a group of observations; name one of them: {members}"
         near = hint(key, [*self.ports, *groups], listed=self.ports)
-        return f"{key!r} is not an observation{near}"
+        return f"{key!r} is not an observation" + near
 
     def local(self, name: str, known: Iterable[str]) -> str:
         """``name`` as it is called in this plan: ``<group>/<name>`` without its group."""
@@ -281,7 +281,9 @@ class _UnmatchedNames:
         """Note what all ``plans`` miss; of several messages one that knows a near name."""
         for (path, key), messages in self._found.items():
             if len(messages) == plans:
-                best = next((text for text in messages if "did you mean" in text), messages[0])
+                best = next(
+                    (text for text in messages if isinstance(text, Suggestion)), messages[0]
+                )
                 context.problems.add(path, best, key=key)
 
 
@@ -399,14 +401,14 @@ class _GroupPlanner:
             try:
                 return build_distributions(actions, entries)
             except DistributionRuleError as error:
-                for index, setting, message in error.problems:
+                for index, setting, message, misspelt in error.problems:
                     path = rules[index].path
                     place = (*path, setting) if setting else path
                     if setting in ("action", "space"):
                         self.misses.add(place, message)
                     else:
-                        self.problems.add(place, message)
-                wrong = {index for index, _, _ in error.problems}
+                        self.problems.add(place, message, key=misspelt)
+                wrong = {problem.index for problem in error.problems}
                 rules = [rule for index, rule in enumerate(rules) if index not in wrong]
 
     def _observe(self, plan: PolicyPlan) -> None:
@@ -443,7 +445,7 @@ class _GroupPlanner:
             action = plan.local(name, plan.families)
             key = plan.local(observation, plan.ports)
             if action not in plan.families:
-                message = f"{name!r} is no action{hint(name, plan.families)}"
+                message = f"{name!r} is no action" + hint(name, plan.families)
                 self.misses.add((*path, name), message, key=True)
             elif key not in plan.ports:
                 only = "" if plan.group is None else f"; '<group>/{action}' masks one group only"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 from composer.distributions.base import (
     DISTRIBUTIONS,
@@ -14,23 +14,34 @@ from composer.distributions.joint import ActionDistributions
 from composer.spaces.kinds import KINDS
 from composer.spaces.tree import SpaceTree
 from perception_blocks.settings import check_settings
-from perception_blocks.words import describe, did_you_mean, hint, listing, near_name
+from perception_blocks.words import describe, did_you_mean, hint, listing, near_name, suggest
 
 __all__ = ["DistributionRuleError", "build_distributions"]
 
 Rule = Mapping[str, object]  # an entry of `distributions:`
 RULE_KEYS = ("action", "space", "distribution", "optional")
-RuleProblem = tuple[int, str | None, str]  # index of the rule, setting, message
+
+
+class RuleProblem(NamedTuple):
+    """What is wrong with a rule: its ``index``, the setting at fault, and whether the setting itself is misspelt."""
+
+    index: int
+    setting: str | None
+    message: str
+    misspelt: bool = False
+
 
 _OPTIONAL = "; write optional: true beside it if it may match nothing"
 
 
 class DistributionRuleError(ValueError):
-    """``distributions:`` is wrong; ``problems`` are (index of the rule, setting or None, message)."""
+    """``distributions:`` is wrong; ``problems`` are (index of the rule, setting or None, message, misspelt)."""
 
     def __init__(self, problems: Iterable[RuleProblem]) -> None:
         self.problems = list(problems)
-        super().__init__("\n".join(f"distributions[{i}]: {text}" for i, _, text in self.problems))
+        super().__init__(
+            "\n".join(f"distributions[{i}]: {text}" for i, _, text, _ in self.problems)
+        )
 
     def __reduce__(self) -> tuple:
         return (type(self), (self.problems,))
@@ -53,7 +64,7 @@ def build_distributions(tree: SpaceTree, rules: Sequence[Rule] = ()) -> ActionDi
             text = (
                 f"the rule for {_subject(rule)} is never used: distributions[{first}] comes first"
             )
-            problems.append((index, None, text))
+            problems.append(RuleProblem(index, None, text))
         chosen |= dict.fromkeys(new, index)
     families_of_rules = [_family_of(rule, i, problems) for i, rule in enumerate(rules)]
     families = {}
@@ -67,7 +78,7 @@ def build_distributions(tree: SpaceTree, rules: Sequence[Rule] = ()) -> ActionDi
             if family is not None:
                 families[key] = family(leaf, **_settings(rules[index]))
         except ValueError as error:
-            problems.append((index, "distribution", str(error)))
+            problems.append(RuleProblem(index, "distribution", str(error)))
     if problems:
         raise DistributionRuleError(sorted(problems, key=lambda problem: problem[0]))
     return ActionDistributions(families)
@@ -78,7 +89,7 @@ def _matching(tree: SpaceTree, rule: Rule, index: int, problems: list[RuleProble
     if ("action" in rule) == ("space" in rule):
         got = ", ".join(map(repr, rule)) or "nothing"
         text = f"a rule needs either 'action' (its name) or 'space' (a kind of space), got {got}"
-        problems.append((index, None, text))
+        problems.append(RuleProblem(index, None, text))
         return []
     subject = "action" if "action" in rule else "space"
     name = rule[subject]
@@ -91,14 +102,14 @@ def _matching(tree: SpaceTree, rule: Rule, index: int, problems: list[RuleProble
         text = f"no action {name!r} in the action space"
         text += near or f"; it has {listing(tree.leaves)}{_OPTIONAL}"
     elif name not in KINDS:
-        text = f"unknown kind of space {name!r}{hint(name, KINDS, 'known are')}"
+        text = f"unknown kind of space {name!r}" + hint(name, KINDS, "known are")
     else:
         matched = [key for key, leaf in tree.leaves.items() if leaf.kind == name]
         kinds = listing(dict.fromkeys(leaf.kind for leaf in tree.leaves.values()))
         text = f"no action is a {name!r}; the actions are {kinds}{_OPTIONAL}"
     is_known = isinstance(name, str) and (subject == "action" or name in KINDS)
     if not matched and not (is_known and rule.get("optional") is True):
-        problems.append((index, subject, text))
+        problems.append(RuleProblem(index, subject, text))
     return matched
 
 
@@ -108,27 +119,32 @@ def _family_of(
     """The class that a rule names, if it exists and takes the rule's settings."""
     name = rule.get("distribution")
     if name is None:
-        problems.append((index, None, f"the rule for {_subject(rule)} names no 'distribution'"))
+        problems.append(
+            RuleProblem(index, None, f"the rule for {_subject(rule)} names no 'distribution'")
+        )
         return None
     try:
         family = DISTRIBUTIONS.get(name) if isinstance(name, str) else name
     except ValueError as error:
-        problems.append((index, "distribution", str(error)))
+        problems.append(RuleProblem(index, "distribution", str(error)))
         return None
     if not callable(family):
         text = f"'distribution' must be the name of a distribution, got {name!r}"
-        problems.append((index, "distribution", text))
+        problems.append(RuleProblem(index, "distribution", text))
         return None
     label = f"distribution {name!r}" if isinstance(name, str) else f"{family.__name__}"
     optional = rule.get("optional", False)
     if not isinstance(optional, bool):
         text = f"'optional' must be true or false, got {describe(optional)}"
-        problems.append((index, "optional", text))
+        problems.append(RuleProblem(index, "optional", text))
     wrong = check_settings(family, _settings(rule), label)
     for problem in wrong:
-        misspelt = f"{problem.setting!r} is not a key of a rule; did you mean 'optional'?"
+        misspelt = f"{problem.setting!r} is not a key of a rule" + suggest(
+            problem.setting, "optional"
+        )
         is_meant = problem.misspelt and near_name(problem.setting or "", ["optional"])
-        problems.append((index, problem.setting, misspelt if is_meant else problem.message))
+        message = misspelt if is_meant else problem.message
+        problems.append(RuleProblem(index, problem.setting, message, problem.misspelt))
     return None if wrong else cast("Callable[..., ActionDistribution]", family)
 
 

@@ -22,7 +22,7 @@ from composer.spec.keys import PARTS
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.inference import InferenceBlock
-from perception_blocks.words import few_of, listing, near_name
+from perception_blocks.words import few_of, listing, near_name, suggest
 
 __all__ = ["ENSEMBLE", "ModelPart", "Parts", "PathError", "nodes_of_tensors"]
 __all__ += ["part_at", "parts_by_path"]
@@ -88,7 +88,7 @@ def part_at(model: nn.Module, path: str, parts: Parts | None = None) -> ModelPar
     """
     parts = parts_by_path(model) if parts is None else parts
     if path not in parts:
-        raise PathError(f"the model has no part {path!r}{_near(path, parts)}")
+        raise PathError(f"the model has no part {path!r}" + _near(path, parts))
     whole = ModelPart(path)
     for part in (parts[path], *parts.below(path)):
         whole.add(part)
@@ -106,7 +106,7 @@ def _near(path: str, parts: Iterable[str]) -> str:
     known = sorted({name for name in beside if "/" not in name})
     near = near_name(names[depth], known)
     if near:
-        return f"; did you mean {'/'.join([*names[:depth], near, *names[depth + 1 :]])!r}?"
+        return suggest(path, "/".join([*names[:depth], near, *names[depth + 1 :]]))
     return (
         f"; {parent!r} has {few_of(known) or 'none'}" if parent else f"; there is {listing(known)}"
     )

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable
 
 from composer.errors import Position, Problem, SpecError
-from perception_blocks.words import near_name
+from perception_blocks.words import Suggestion, near_name
 
 __all__ = ["MAX_BYTES", "allowed_folders", "as_argument", "as_utf8", "begins_as_checkpoint"]
 __all__ += ["display_name", "is_regular", "names_a_folder", "near_file", "no_file", "not_a_file"]
@@ -83,7 +83,7 @@ def no_file(path: str) -> str | None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        return f"there is no file {name!r}{near_file(path)}"
+        return f"there is no file {name!r}" + near_file(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return f"{name!r} cannot be read: {reason}"
@@ -133,7 +133,9 @@ def near_file(path: str) -> str:
     except (OSError, ValueError):
         return ""
     near = near_name(file, names[:1000])
-    return f"; did you mean {display_name(os.path.join(folder, near))!r}?" if near else ""
+    if not near:
+        return ""
+    return Suggestion(f"; did you mean {display_name(os.path.join(folder, near))!r}?", file, near)
 
 
 def display_name(path: str) -> str:

@@ -570,7 +570,8 @@ class YamlParser:
     def _take_alias(self, event: yaml.AliasEvent) -> None:
         if event.anchor not in self._anchors:
             near = did_you_mean(str(event.anchor), self._anchors)
-            self._fail(event, f"no anchor '&{event.anchor}' comes before '*{event.anchor}'{near}")
+            message = f"no anchor '&{event.anchor}' comes before '*{event.anchor}'"
+            self._fail(event, message + near)
         node = self._anchors[event.anchor]
         if node is None:
             self._fail(event, f"the value of '&{event.anchor}' holds itself")
@@ -682,7 +683,7 @@ class YamlParser:
         if isinstance(node.value, str):
             first = parent.children[node.value].key_position
             message = f"the key {node.value!r} is repeated; it is first given at {first}"
-            self._note(node.position, message, node.value)
+            self._note(node.position, message, node.value, is_key=True)
         elif not self._is_tuple(parent, node.value):
             parent.number = node.value if _is_number(node.value) else None
             quote = "" if node.children() else "; put it in quotes"
@@ -711,15 +712,17 @@ class YamlParser:
         # What Position() does, in half the time: reading makes one for each value.
         return _new_tuple(Position, (self._name, mark.line + 1, mark.column + 1))
 
-    def _note(self, position: Position | None, message: str, *key: str) -> None:
-        """Note ``message`` at the value that is being read, or at its ``key``."""
+    def _note(
+        self, position: Position | None, message: str, *key: str, is_key: bool = False
+    ) -> None:
+        """Note ``message`` at the value that is being read, or at its ``key``, which may be itself at fault."""
         path: list[str | int] = []
         for part in self._open:
             if isinstance(part.children, list):
                 path.append(len(part.children))
             elif part.key is not None and part.key.value is not None:
                 path.append(part.key.value)
-        self._problems.append(Problem(message, (*path, *key), position))
+        self._problems.append(Problem(message, (*path, *key), position, key=is_key))
 
     def _fail(self, event: yaml.Event, message: str) -> NoReturn:
         raise SpecError([*self._problems, Problem(message, (), self._at(event.start_mark))])

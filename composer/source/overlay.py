@@ -144,7 +144,7 @@ def _no_such_parent(root: Located, path: Path) -> str:
             near = did_you_mean(str(part), node.value)
             if not near and index == len(path) - 2:  # the next to last
                 known += f"; set a new one whole: {format_path(path[:-1])}={{{path[-1]}: ...}}"
-            return f"there is no {part!r} {here}{near or known}"
+            return f"there is no {part!r} {here}" + (near or known)
         elif isinstance(node.value, list):
             return f"there is no entry {part!r} {here}{_entries(node)}"
         else:

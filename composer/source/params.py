@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from composer.errors import Path, Position, Problem
 from composer.source.values import Located, check_size
 from perception_blocks.dag import Dag, DagNode
-from perception_blocks.words import describe, did_you_mean, listing, near_name
+from perception_blocks.words import describe, did_you_mean, listing, near_name, suggest
 
 __all__ = ["escape_params", "fill_params"]
 
@@ -171,11 +171,12 @@ class _Filler:
         written = "${" + reference + "}"
         if prefix == "params" and name:
             hint = self._removal(name) or did_you_mean(name, self._values) or self._known()
-            message = f"unknown param {name!r} in {written!r}{hint}"
+            message = f"unknown param {name!r} in {written!r}" + hint
         else:
             meant = near_name(f"params.{reference}", [f"params.{name}" for name in self._values])
-            hint = f"; did you mean '${{{meant}}}'?" if meant else ""
-            message = f"{written!r} is no reference; only '${{params.NAME}}' is{hint}"
+            message = f"{written!r} is no reference; only '${{params.NAME}}' is"
+            if meant:
+                message += suggest(written, f"${{{meant}}}")
         self._add(path, node, message)
         return None
 
@@ -203,8 +204,9 @@ class _Filler:
                 # An override names no line: it was meant for a param of the file.
                 if written_in is not None and written_in.line is None:
                     hint = did_you_mean(name, self._used) or hint
-                message = f"nothing refers to the param {name!r}{hint}"
-                self.problems.append(Problem(message, ("params", name), written_in))
+                message = f"nothing refers to the param {name!r}" + hint
+                problem = Problem(message, ("params", name), written_in, key=True)
+                self.problems.append(problem)
 
     def _add(self, path: Path, node: Located, message: str) -> None:
         self.problems.append(Problem(message, path, node.position))

@@ -232,7 +232,7 @@ def serve(
             by[actor.name].append(str(key))
         if not served[key]:
             near = hint(key, _addresses(actors), listed=actors.names, shown=few_of)
-            problems.add(place, f"the network {key!r} serves no actor{near}", key=True)
+            problems.add(place, f"the network {key!r} serves no actor" + near, key=True)
     lost = [name for name, by_keys in by.items() if not by_keys]
     if lost:
         problems.add(

@@ -32,7 +32,7 @@ def checked_names(previous: object) -> tuple[str, ...]:
     for name in names:
         if name not in RECALLED:
             near = did_you_mean(name, RECALLED) if isinstance(name, str) else ""
-            raise ValueError(f"{PREVIOUS} lists {listing(RECALLED)}, got {name!r}{near}")
+            raise ValueError(f"{PREVIOUS} lists {listing(RECALLED)}, got {name!r}" + near)
     return tuple(name for name in RECALLED if name in names)
 
 

@@ -255,7 +255,7 @@ class SpaceTree:
                     flat = _flat_key((*path, key), self.root)
                     known = f"; it has {', '.join(map(repr, self.leaves))}"
                     near = did_you_mean(flat, self.leaves) or known
-                    raise ValueError(f"{flat!r} is not in the {self.root} space{near}")
+                    raise ValueError(f"{flat!r} is not in the {self.root} space" + near)
 
 
 def flatten_space(

@@ -311,7 +311,7 @@ def declared_text(name: str, declared: Mapping[str, object]) -> spaces.Text:
         if setting not in ("max_length", "charset"):
             near = did_you_mean(str(setting), ["max_length", "charset"])
             raise ValueError(
-                f"texts of {name!r} takes max_length and charset, not {setting!r}{near}"
+                f"texts of {name!r} takes max_length and charset, not {setting!r}" + near
             )
     length, charset = declared.get("max_length"), declared.get("charset", PRINTABLE)
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:

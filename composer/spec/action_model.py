@@ -181,7 +181,7 @@ class _Parser:
         if value is not None and word != "null":
             near = did_you_mean(word, list(MODEL_PRECISIONS)) if word else ""
             expected = f"one of {', '.join(MODEL_PRECISIONS)}, or null for that of the folder"
-            message = f"'precision' must be {expected}, got {describe(value)}{near}"
+            message = f"'precision' must be {expected}, got {describe(value)}" + near
             self.fields.note("precision", message)
         return None
 
@@ -194,7 +194,7 @@ class _Parser:
             message += f"there is {listing(ATTENTION)}"
         else:
             near = did_you_mean(word, ATTENTION) or f"; there is {listing(ATTENTION)}"
-            message = f"'attn_implementation' names {word!r}, which is not known{near}"
+            message = f"'attn_implementation' names {word!r}, which is not known" + near
         self.fields.note("attn_implementation", message)
         return "auto"
 
@@ -220,9 +220,8 @@ class _Parser:
         activation = inner.text("activation") or "gelu"
         if activation not in HEAD_ACTIVATIONS:
             near = did_you_mean(activation, HEAD_ACTIVATIONS)
-            message = (
-                f"'activation' must be one of {listing(HEAD_ACTIVATIONS)}, got {activation!r}{near}"
-            )
+            message = f"'activation' must be one of {listing(HEAD_ACTIVATIONS)}, got {activation!r}"
+            message += near
             inner.note("activation", message)
         return ValueHeadSpec(tuple(units), activation)
 

@@ -8,7 +8,7 @@ from typing import TypeGuard
 
 from composer.errors import Path, Problems
 from composer.limits import Limits, above
-from perception_blocks.words import describe, listing, near_name
+from perception_blocks.words import Suggestion, describe, listing, near_name, suggest
 
 __all__ = ["Fields", "is_count"]
 
@@ -62,16 +62,17 @@ class Fields:
         meant: set[str] = set()
         for key, near in near_of.items():
             if not governed or near == governing:
-                hint = f"did you mean {near!r}?" if near else f"its keys are {listing(known)}"
+                hint = suggest(key, near) if near else f"; its keys are {listing(known)}"
                 if key in elsewhere:
-                    hint, near = f"did you mean {elsewhere[key]!r}?", None
+                    hint, near = f"; did you mean {elsewhere[key]!r}?", None
                 elif not near and "graph" in known and _is_node(self.values[key]):
-                    hint = "a node belongs inside 'graph'"
+                    hint = "; a node belongs inside 'graph'"
                 elif key in places and near:
-                    hint = f"did you mean {near!r}, or does it belong {places[key]}?"
+                    end = f"; did you mean {near!r}, or does it belong {places[key]}?"
+                    hint = Suggestion(end, key, near)
                 elif key in places:
-                    hint = f"it belongs {places[key]}"
-                self.note(key, f"{key!r} is not a key of {what}; {hint}", on_key=True)
+                    hint = f"; it belongs {places[key]}"
+                self.note(key, f"{key!r} is not a key of {what}" + hint, on_key=True)
                 meant |= {near} if near else set()
         return meant
 

@@ -19,7 +19,7 @@ from composer.spec.model_spec import NodeSpec
 from composer.trust import PathError, check_trusted, import_allowed
 from perception_blocks.dag import NODE_NAME, node_name_problem
 from perception_blocks.registry import BLOCKS
-from perception_blocks.words import describe, did_you_mean, near_name
+from perception_blocks.words import describe, did_you_mean, near_name, suggest
 
 __all__ = ["ALLOW_MODULE", "NODE_KEYS", "NodeParser", "is_misplaced"]
 
@@ -153,7 +153,7 @@ class NodeParser:
                 message = "'_target_' makes a whole network; a node names its class with 'block'"
                 fields.note("_target_", message, on_key=True)
             elif near:
-                message = f"{near!r} is not a key of a node; did you mean 'block'?"
+                message = f"{near!r} is not a key of a node" + suggest(near, "block")
                 fields.note(near, message, on_key=True)
             else:
                 self._problems.add(fields.path, f"{fields.path[-1]!r} has no 'block'", key=True)
@@ -172,7 +172,7 @@ class NodeParser:
         elif not self._is_known(block):
             near = did_you_mean(block, [*BLOCKS, *NESTED], "block")
             hint = near or self._import_failure or _UNKNOWN_BLOCK
-            fields.note("block", f"unknown block {block!r}{hint}")
+            fields.note("block", f"unknown block {block!r}" + hint)
 
     def _check_layers(self, fields: Fields) -> None:
         """Note more layers than the limit: no class refuses them, and torch's take quadratic time to be built."""
@@ -210,7 +210,7 @@ class NodeParser:
     def _no_input(self, fields: Fields, settings: Mapping[str, object]) -> None:
         meant = next((key for key in settings if key in _LIKE_IN), None)
         if meant:
-            message = f"{meant!r} is not a key of a node; did you mean 'in'?"
+            message = f"{meant!r} is not a key of a node" + suggest(meant, "in")
             fields.note(meant, message, on_key=True)
         else:
             message = f"{fields.path[-1]!r} has no 'in': name what it reads"

@@ -64,7 +64,7 @@ def _data(fields: Fields) -> int | None:
         return value
     near = did_you_mean(value, [AUTO]) if isinstance(value, str) else ""
     expected = "'auto' or a whole number of at least 1"
-    fields.note("data", f"'data' must be {expected}, got {describe(value)}{near}")
+    fields.note("data", f"'data' must be {expected}, got {describe(value)}" + near)
     return None
 
 
@@ -89,5 +89,5 @@ def _word(fields: Fields, key: str, value: Any, otherwise: str = "") -> str | No
         return value
     near = did_you_mean(value, PRECISIONS) if isinstance(value, str) else ""
     expected = f"one of {listing(PRECISIONS)}{otherwise}"
-    fields.note(key, f"{key!r} must be {expected}, got {describe(value)}{near}")
+    fields.note(key, f"{key!r} must be {expected}, got {describe(value)}" + near)
     return None

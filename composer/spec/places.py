@@ -1,11 +1,11 @@
-"""The path in a spec of a network's node."""
+"""The paths in a spec of a network's nodes and values."""
 
 from __future__ import annotations
 
 from composer.errors import Path
-from composer.spec.model_spec import NetworkSpec
+from composer.spec.model_spec import NetworkSpec, NodeSpec
 
-__all__ = ["place_of", "ENSEMBLE"]
+__all__ = ["ENSEMBLE", "place_of", "place_of_value"]
 
 NodePath = tuple[str, ...]
 
@@ -29,3 +29,23 @@ def place_of(spec: NetworkSpec, path: NodePath) -> Path:
     for name in path:
         place = (*place, "graph", name)
     return place
+
+
+def place_of_value(spec: NetworkSpec, graph: NodePath, name: str) -> Path | None:
+    """The path in the spec of what writes the value ``name`` of the nested graph at ``graph``, or () for the network.
+
+    None for what comes from outside of the network.
+    """
+    levels: list[tuple[NodeSpec | None, dict[str, NodeSpec]]] = [(None, spec.graph or {})]
+    for each in graph:
+        node = levels[-1][1].get(each)
+        if node is None or node.graph is None:
+            break
+        levels.append((node, node.graph))
+    for owner, nodes in reversed(levels):
+        writer = next((node for node in nodes.values() if name in node.writes), None)
+        if writer is not None:
+            return writer.path
+        if owner is not None and isinstance(owner.inputs, dict):
+            name = owner.inputs.get(name, name)
+    return None

@@ -52,7 +52,7 @@ from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
 from composer.trust import check_environment, check_trusted
 from perception_blocks.words import describe, did_you_mean, listing, near_name, sparing
 
-__all__ = ["VERSION", "SpecParser", "read_spec"]
+__all__ = ["VERSION", "SpecParser", "read_spec", "read_structure"]
 
 TEXT_KEYS = ("max_length", "charset")
 HEAD_BLOCK = "linear_output"
@@ -76,12 +76,29 @@ def read_spec(
 
     Raises SpecError with every mistake in the structure: keys, types, names, references, params and paths.
     """
-    problems = Problems(source, source.problems)
-    parser = SpecParser(source, problems, tuple(allow), makes_environment, limits_from(limits))
-    spec = parser.model()
+    spec, problems = read_structure(
+        source, allow, makes_environment=makes_environment, limits=limits
+    )
     problems.raise_if_any()
     assert spec is not None
     return spec
+
+
+@sparing
+def read_structure(
+    source: Source,
+    allow: Iterable[str] = (),
+    *,
+    makes_environment: bool = True,
+    limits: GivenLimits = None,
+) -> tuple[ModelSpec | None, Problems]:
+    """What could be read of a spec, and every mistake in its structure; arguments are as for `read_spec`.
+
+    Of a value with a mistake the spec has a default, or nothing; it is None where there is no model at all.
+    """
+    problems = Problems(source, source.problems)
+    parser = SpecParser(source, problems, tuple(allow), makes_environment, limits_from(limits))
+    return parser.model(), problems
 
 
 class SpecParser:
@@ -284,7 +301,7 @@ class SpecParser:
         if isinstance(kind, str):
             way_out = did_you_mean(kind, CRITICS, CRITICS.kind) or ALLOW_MODULE
         got = describe(kind)
-        fields.note("kind", f"'kind' must be one of {listing(CRITICS)}, got {got}{way_out}")
+        fields.note("kind", f"'kind' must be one of {listing(CRITICS)}, got {got}" + way_out)
         return "state"
 
     def _wrap(self, fields: Fields) -> tuple[str | dict[str, object], ...]:
@@ -320,7 +337,7 @@ class SpecParser:
             self._problems.add(where, message, key=key is not None)
         elif name not in WRAPPERS:
             hint = WRAPPERS.hint(name)
-            self._problems.add(where, f"unknown wrapper {name!r}{hint}", key=key is not None)
+            self._problems.add(where, f"unknown wrapper {name!r}" + hint, key=key is not None)
 
     # --- networks ---
 

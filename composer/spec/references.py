@@ -43,7 +43,7 @@ def check_shares(network: NetworkSpec, problems: Problems) -> None:
     values = [name for node in network.graph.values() for name in node.writes]
     for index, name in enumerate(network.shares):
         if name not in values:
-            message = f"the graph has no value {name!r} to share{did_you_mean(name, values)}"
+            message = f"the graph has no value {name!r} to share" + did_you_mean(name, values)
             problems.add((*network.path, "shares", index), message)
 
 
@@ -100,8 +100,8 @@ def _check_same_as(node: NodeSpec, nodes: dict[str, NodeSpec], problems: Problem
     path, others = (*node.path, "same_as"), (name for name in nodes if name != node.name)
     if node.same_as not in nodes or node.same_as == node.name:
         itself = " itself" if node.same_as == node.name else ""
-        got = f"{node.same_as!r}{itself}{did_you_mean(node.same_as or '', others)}"
-        problems.add(path, f"'same_as' must name another node of this graph, got {got}")
+        message = f"'same_as' must name another node of this graph, got {node.same_as!r}{itself}"
+        problems.add(path, message + did_you_mean(node.same_as or "", others))
     elif (first := nodes[node.same_as].same_as) is not None:
         way_out = "name the node that has the block"
         problems.add(path, f"{node.same_as!r} is itself the same as {first!r}; {way_out}")

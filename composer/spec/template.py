@@ -72,7 +72,7 @@ class _TemplateParser:
         for pattern in [pattern for pattern, kind in given.items() if kind not in GIVEN_KINDS]:
             kind = given.pop(pattern)
             near = hint(kind, GIVEN_KINDS, "known are")
-            message = f"{kind!r} is no kind of observation that can be given{near}"
+            message = f"{kind!r} is no kind of observation that can be given" + near
             self._problems.add((*self._template.at("kinds"), pattern), message)
         return given
 

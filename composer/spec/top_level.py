@@ -12,7 +12,7 @@ from composer.source.load import Source
 from composer.spec.fields import Fields
 from composer.spec.keys import PARTS, PREVIOUS, RECALLED
 from composer.trust import check_trusted
-from perception_blocks.words import describe, did_you_mean, listing, near_name
+from perception_blocks.words import describe, did_you_mean, listing, near_name, suggest
 
 __all__ = ["VERSION", "check_version", "is_network", "params_meant", "read_extensions"]
 __all__ += ["read_paths", "read_previous", "without_other_files"]
@@ -151,9 +151,10 @@ def _check_path(top: Fields, path: object, place: Path, *, key: bool = False) ->
     first, *rest = str(path).split("/")
     if first not in PARTS:
         near = near_name(first, PARTS)
-        meant = f"; did you mean {'/'.join([near, *rest])!r}?" if near else ""
         message = f"a path begins with 'policy' or 'critic', such as policy/{first}; got {path!r}"
-        top.problems.add(place, (meant and f"{path!r} is no path{meant}") or message, key=key)
+        if near:
+            message = f"{path!r} is no path" + suggest(str(path), "/".join([near, *rest]))
+        top.problems.add(place, message, key=key)
     elif first == "critic" and top.values.get("critic") is None:
         top.problems.add(
             place, f"{path!r} is part of a critic, which the spec does not have", key=key

@@ -148,7 +148,7 @@ def _refuse_shares(spec: NetworkSpec, nodes: Mapping[str, NodeSpec], problems: P
         if name not in nodes:
             near = hint(name, known, "it has", listed=nodes)
             said = f"{name!r} (its {stages[name]})" if name in stages else repr(name)
-            message = f"the template makes no value {said} to share{near}"
+            message = f"the template makes no value {said} to share" + near
             problems.add((*spec.path, "shares", index), message)
 
 

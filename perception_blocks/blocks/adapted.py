@@ -91,7 +91,7 @@ class AdaptedBlock(PerceptionBlock):
             return
         problems = check_settings(lora_keys, lora, "'lora'", skip=0)
         if problems:
-            raise SettingsError([SettingProblem("lora", f"'lora': {p.message}") for p in problems])
+            raise SettingsError([SettingProblem("lora", "'lora': " + p.message) for p in problems])
         self.lora, targets = lora, lora.get("targets")
         targets = None if targets is None else tuple(targets)
         form = Lora(lora.get("rank", RANK), lora.get("alpha"), targets)
@@ -139,7 +139,7 @@ class AdaptedBlock(PerceptionBlock):
         try:
             return fitting_adapters(path, *stored_adapters(path, alpha), self.adapted)
         except ValueError as error:
-            raise SettingsError([SettingProblem("lora", f"'lora': {error}")]) from error
+            raise SettingsError([SettingProblem("lora", "'lora': " + str(error))]) from error
 
     def _save_instead(self, lora: Mapping[str, Any] | None) -> None:
         """Let a saved spec say this in place of what the block was given."""

@@ -119,13 +119,13 @@ def _problems(
             yield SettingProblem(name, message, misspelt=True)
         elif aliases.get(name, name) not in known:
             near = hint(name, [*known, *aliases], "it has", listed=known)
-            message = f"{name!r} is not a setting of {label}{near}"
+            message = f"{name!r} is not a setting of {label}" + near
             yield SettingProblem(name, message, misspelt=True)
         elif name in aliases and aliases[name] in settings:
             other = aliases[name]
             yield SettingProblem(name, f"{name!r} and {other!r} are the same; give one of them")
         elif wrong := _wrong_value(name, known[aliases.get(name, name)], value):
-            yield SettingProblem(name, f"{name!r} {wrong}")
+            yield SettingProblem(name, f"{name!r} " + wrong)
 
 
 def _wrong_value(name: str, annotation: object, value: object) -> str | None:
@@ -137,7 +137,7 @@ def _wrong_value(name: str, annotation: object, value: object) -> str | None:
         return mismatch(Probability, value)
     if name in _ACTIVATIONS and value not in ACT2FN:
         near = did_you_mean(str(value), ACT2FN)
-        return f"names the unknown activation {value!r} of transformers{near}"
+        return f"names the unknown activation {value!r} of transformers" + near
     if wrong := _wrong_layers(name, value):
         return wrong
     counts = int in kinds and float not in kinds and isinstance(value, int)

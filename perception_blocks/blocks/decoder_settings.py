@@ -76,7 +76,7 @@ def problems_of_rotation(
             yield SettingProblem(name, message)
     elif rope_scaling is not None:
         for message in problems_of_scaling(rope_scaling):
-            yield SettingProblem("rope_scaling", f"'rope_scaling': {message}")
+            yield SettingProblem("rope_scaling", "'rope_scaling': " + message)
 
 
 def problems_of_numbers(vocab_size: OneOrMany, **scales: float) -> Iterator[SettingProblem]:

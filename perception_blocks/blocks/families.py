@@ -204,7 +204,7 @@ def family_of(values: Mapping[str, Any], preferred: str | None = None) -> Family
             return family
     others = f"; there is {listing(FAMILIES)}; register_family adds others"
     near = did_you_mean(str(stated), FAMILIES) or others
-    raise FamilyError(f"its model type is {stated!r}{near}")
+    raise FamilyError(f"its model type is {stated!r}" + near)
 
 
 def refuse_experts(values: Mapping[str, Any]) -> None:
@@ -230,7 +230,7 @@ def complete_settings(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
     ('rms_plus_one', 8.0)
     """
     if family not in FAMILIES:
-        message = f"'family' names the unknown model family {family!r}{FAMILIES.hint(family)}"
+        message = f"'family' names the unknown model family {family!r}" + FAMILIES.hint(family)
         raise SettingsError([SettingProblem("family", message)])
     entry: Family = FAMILIES.get(family)
     problems = check_settings(BLOCKS.get("decoder"), given, "block 'decoder'", partial=True)

@@ -28,7 +28,7 @@ ACTIVATIONS = {
 def activation_of(name: object) -> Any:
     """Ours. Raises FamilyError for an activation that there is none of."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise FamilyError(f"the activation is {name!r}{hint(name, ACTIVATIONS)}")
+        raise FamilyError(f"the activation is {name!r}" + hint(name, ACTIVATIONS))
     return ACTIVATIONS[name]
 
 

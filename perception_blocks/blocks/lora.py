@@ -112,7 +112,7 @@ def _targets(
         if not matching:
             known = {part for name in open_to for part in (name, name.rpartition(".")[2]) if part}
             near = did_you_mean(target, sorted(known))
-            problems.append(f"'lora' targets {target!r}, which no module is called{near}")
+            problems.append(f"'lora' targets {target!r}, which no module is called" + near)
         elif not all(isinstance(modules[name], (*_TAKES, conv1d)) for name in matching):
             problems.append(
                 f"'lora' targets {target!r}, a {' or '.join(sorted(kinds))}: it takes linear layers, convolutions "
@@ -136,7 +136,7 @@ def freeze(body: nn.Module, paths: Sequence[str]) -> None:
     """
     modules = dict(body.named_modules())
     problems = [
-        f"'freeze' names {path!r}, which no module is called{did_you_mean(path, list(modules))}"
+        f"'freeze' names {path!r}, which no module is called" + did_you_mean(path, list(modules))
         for path in paths
         if not path or path not in modules
     ]

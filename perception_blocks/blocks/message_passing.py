@@ -236,7 +236,7 @@ class Convolution:
     def __init__(self, name: str, settings: Mapping[str, Any], edges: Shape | None) -> None:
         if name not in CONVOLUTIONS:
             near = hint(name, CONVOLUTIONS, "known are")
-            raise UnknownNameError(f"unknown convolution {name!r}{near}")
+            raise UnknownNameError(f"unknown convolution {name!r}" + near)
         self.name = name
         self.cls: Any = getattr(convolutions, name)
         self.arguments = arguments_of(self.cls)
@@ -319,7 +319,7 @@ class Convolution:
                 yield f"{name!r} of {label} cannot be set: {WITHHELD[name]}"
             elif name not in known:
                 near = hint(name, known, "it has")
-                yield f"{name!r} is not a setting of {label}{near}"
+                yield f"{name!r} is not a setting of {label}" + near
             elif name == "aggr":
                 if value not in AGGREGATIONS:
                     names = ", ".join(map(repr, AGGREGATIONS))

@@ -53,7 +53,7 @@ def problems_of_scaling(scaling: Mapping[str, Any]) -> Iterator[str]:
     kind = scaling.get("rope_type")
     if kind not in SCALINGS:
         near = did_you_mean(str(kind), SCALINGS)
-        yield f"'rope_type' must be one of {listing(SCALINGS)}, got {kind!r}{near}"
+        yield f"'rope_type' must be one of {listing(SCALINGS)}, got {kind!r}" + near
         return
     given = _without_kind(scaling)
     problems = check_settings(SCALINGS[kind], given, f"'rope_type' {kind!r}")

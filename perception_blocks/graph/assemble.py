@@ -154,8 +154,10 @@ class _Assembly:
         elif isinstance(error, InputShapeError):
             if node.each:
                 error = _within_each(error, node.each)
-            message = f"block {node.title} {error.render(self._reads_in_order(node))}"
-            self._note(node, "in", message)
+            names = self._reads_in_order(node)
+            message = f"block {node.title} {error.render(names)}"
+            gives = [(names[i], f"{names[i]!r} gives {shape}") for i, shape in error.got.items()]
+            self._note(node, "in", message, related=tuple(gives))
         elif isinstance(error, SettingsError):
             for wrong in error.problems:
                 self._note(node, wrong.setting, wrong.message, wrong.misspelt)
@@ -167,12 +169,19 @@ class _Assembly:
         block, _ = resolve_block(self._source(node).block, {})
         return with_masks(block, *wires(node, block), self.ports, node.each)[0]
 
-    def _note(self, node: Node, key: str | None, message: str, of_key: bool = False) -> None:
+    def _note(
+        self,
+        node: Node,
+        key: str | None,
+        message: str,
+        of_key: bool = False,
+        related: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         """Note a problem of ``node`` once; one of its block or settings, where these are written."""
         owner = node if key in _WIRING else self._source(node)
         if key not in (*_WIRING, "block", "init") and key not in owner.settings:
             key, of_key = None, False
-        problem = GraphProblem(owner.path, key, message, of_key)
+        problem = GraphProblem(owner.path, key, message, of_key, related=related)
         if problem not in self._noted:
             self._noted.add(problem)
             self.problems.append(problem)

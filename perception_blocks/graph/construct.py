@@ -188,7 +188,7 @@ def _by_name(name: str) -> type[nn.Module]:
     if name in BLOCKS:
         return BLOCKS.get(name)
     if "." not in name:
-        raise NodeError("block", f"unknown block {name!r}{BLOCKS.hint(name)}")
+        raise NodeError("block", f"unknown block {name!r}" + BLOCKS.hint(name))
     if not re.fullmatch(r"torch\.nn(\.modules)?(\.\w+)*\.\w+", name):
         hint = "from Python, give the class itself"
         raise NodeError("block", f"{name!r} is no registered block; {hint}")
@@ -198,9 +198,8 @@ def _by_name(name: str) -> type[nn.Module]:
         if isinstance(cls, type) and issubclass(cls, nn.Module):
             return cls
     classes = [known for known, value in vars(torch.nn).items() if isinstance(value, type)]
-    raise NodeError(
-        "block", f"{home!r} has no module class {attribute!r}{did_you_mean(attribute, classes)}"
-    )
+    near = did_you_mean(attribute, classes)
+    raise NodeError("block", f"{home!r} has no module class {attribute!r}" + near)
 
 
 def _rule(node: Node) -> Rule | None:

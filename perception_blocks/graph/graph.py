@@ -40,6 +40,8 @@ class GraphProblem:
     blocks_order: bool = False  # the nodes cannot be put in an order before this is mended
     kind: str = ""  # for a problem between nodes: the DagProblem's kind,
     name: str | None = None  # and the value that it is about
+    # Values that explain it, of the graph in which the node stands, each with what is to be said of it.
+    related: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def within(self, outer: str) -> GraphProblem:
         return replace(self, path=(outer, *self.path))
@@ -280,7 +282,7 @@ def _same_as_problem(node: Node, nodes: Mapping[str, Node]) -> str | None:
     other = nodes.get(name)
     if other is None or other is node:
         near = did_you_mean(name, [known for known in nodes if known != node.name])
-        return f"'same_as' names the unknown node {name!r}{near}"
+        return f"'same_as' names the unknown node {name!r}" + near
     if other.same_as is not None:
         return f"'same_as' names {name!r}, which is itself 'same_as'; name {other.same_as!r}"
     if node.settings:

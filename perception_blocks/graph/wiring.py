@@ -56,7 +56,7 @@ def wires(node: Node, block: Block) -> tuple[tuple[str, ...], tuple[str, ...] | 
         if name not in known and not takes_any:
             free = [other for other in known if other not in node.inputs]
             near = hint(name, free, "it takes", listed=known)
-            raise NodeError("in", f"{name!r} is not an argument of {block_label(block)}{near}")
+            raise NodeError("in", f"{name!r} is not an argument of {block_label(block)}" + near)
     return _in_order(node.inputs, parameters)
 
 
@@ -222,7 +222,7 @@ def nested_graph(graph: Graph, ports: Mapping[str, Port], masks: Iterable[str] =
     for name, port in wired.items():
         if declared and name not in declared:
             near = did_you_mean(name, declared)
-            raise NodeError("in", f"the nested graph has no input {name!r}{near}")
+            raise NodeError("in", f"the nested graph has no input {name!r}" + near)
         if declared and declared[name].shape != port.shape:
             expected, got = format_shape(declared[name].shape), format_shape(port.shape)
             message = f"the nested graph declares {name!r} as {expected}, but gets {got}"

@@ -5,6 +5,8 @@
 often as needed. ``NAME.txt`` is the whole message, as seen from inside the folder.
 """
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -17,9 +19,10 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete
 
 import composer
-from composer.errors import SpecError
+from composer.editor.fixes import edit_of
+from composer.errors import Problem, SpecError
 from composer.source.load import load_source
-from composer.spec.read import read_spec
+from composer.spec.read import read_spec, read_structure
 from perception_blocks.registry import BLOCKS
 from tests.helpers.paths import ROOT, TESTS
 
@@ -103,8 +106,8 @@ def directives(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def outcome(path: Path) -> str:
-    """The message a user gets for the spec at ``path``; empty for a spec without problems."""
+def outcome(path: Path) -> SpecError | None:
+    """What a user gets for the spec at ``path``; None for a spec without problems."""
     says = directives(path)
     overrides, allow = says.get("set", ()), says.get("allow", ())
     try:
@@ -118,16 +121,52 @@ def outcome(path: Path) -> str:
                 path, env, observation_space, action_space, allow, overrides, device="meta"
             )
     except SpecError as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_bad_spec_gets_its_answer(name, monkeypatch):
     monkeypatch.chdir(SPECS[name].parent)
     monkeypatch.syspath_prepend(FOLDER)
-    message = outcome(Path(f"{name}.yaml"))
+    error = outcome(Path(f"{name}.yaml"))
+    message = "" if error is None else str(error)
     assert message + "\n" == Path(f"{name}.txt").read_text()
+    for problem in error.problems if error else ():
+        assert_starts_at_a_token(problem)
+        assert_near_name_is_known(name, problem)
+
+
+# Problems whose near name is no word of the spec: of a class, of an argument, of a place elsewhere.
+WITHOUT_WORD = {"allow_names_file", "set_param_without_params", "target_critic_no_value"}
+WITHOUT_WORD |= {"target_returns_misspelt_head"}
+# The word is not at the place of the problem: in an override, or in a param.
+WITHOUT_EDIT = {"set_unknown_path"}
+
+
+def assert_starts_at_a_token(problem: Problem) -> None:
+    place = problem.position
+    if place is None or place.line is None or not os.path.isfile(place.file):
+        return
+    lines = [*Path(place.file).read_text().split("\n"), ""]
+    assert place.column is not None
+    before, after = (
+        lines[place.line - 1][: place.column - 1],
+        lines[place.line - 1][place.column - 1 :],
+    )
+    assert not before.strip().startswith("#")
+    empty = before.endswith(":") or not lines[place.line - 1]  # a value that is missing, or the end
+    assert empty or not after.startswith(" "), problem
+
+
+def assert_near_name_is_known(name: str, problem: Problem) -> None:
+    """What says 'did you mean' has the name as data, and an editor can write it."""
+    says = problem.message.endswith("?") and "did you mean" in problem.message
+    assert says == (problem.instead is not None) or name in WITHOUT_WORD, problem
+    place = problem.position
+    if problem.instead and place and os.path.isfile(place.file):
+        edit = edit_of(problem, Path(place.file).read_text())
+        assert edit is not None or name in WITHOUT_EDIT, problem
 
 
 def test_every_answer_has_its_spec():
@@ -156,3 +195,23 @@ def test_every_block_is_used_wrongly_in_some_spec(name):
     """Whoever adds a block shows here what it answers to a shape or a setting that it cannot take."""
     node = re.compile(rf"\bblock: {name}\b")
     assert any(node.search(path.read_text()) for path in SPECS.values())
+
+
+def test_reading_a_bad_spec_returns_what_it_is_beside_its_problems(monkeypatch):
+    """Whatever is wrong, reading does not raise; the problems are those that `read_spec` raises."""
+    known = 0
+    for path in SPECS.values():
+        monkeypatch.chdir(path.parent)
+        says = directives(path)
+        with contextlib.suppress(SpecError):
+            source = load_source(path.name, says.get("set", ()))
+            spec, problems = read_structure(source, says.get("allow", ()))
+            known += spec is not None
+            raised: tuple[Problem, ...] = ()
+            try:
+                read_spec(source, says.get("allow", ()))
+            except SpecError as error:
+                raised = error.problems
+            assert sorted(map(str, problems)) == sorted(map(str, raised))
+            assert raised or spec is not None
+    assert known > 0.9 * len(SPECS)

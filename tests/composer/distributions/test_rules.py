@@ -146,7 +146,7 @@ def test_everything_wrong_with_the_rules_is_told_at_once():
     actions = "'gas', 'gear.box', 'steer', 'thrust', 'type'"
     names = "'categorical', 'multi_categorical', 'bernoulli', 'gaussian', 'squashed_gaussian', 'beta', 'gsde', "
     names += "'deterministic'"
-    assert error.value.problems == [
+    assert [problem[:3] for problem in error.value.problems] == [
         (0, "action", "no action 'stear' in the action space; did you mean 'steer'?"),
         (1, "action", f"no action 'brake' in the action space; it has {actions}{OPTIONAL}"),
         (2, "space", "unknown kind of space 'boxx'; did you mean 'box'?"),
@@ -179,6 +179,7 @@ def test_everything_wrong_with_the_rules_is_told_at_once():
         ),
         (10, "distribution", f"unknown distribution 'qqq'; known are {names}"),
     ]
+    assert [problem.setting for problem in error.value.problems if problem.misspelt] == ["log_sdt"]
     assert str(error.value).startswith("distributions[0]: no action 'stear'")
 
 
@@ -205,7 +206,7 @@ def test_optional_rules_are_checked_all_the_same():
     ]
     with pytest.raises(DistributionRuleError) as error:
         build_distributions(ROBOT, rules)
-    assert [message for _, _, message in error.value.problems] == [
+    assert [message for _, _, message, _ in error.value.problems] == [
         "unknown distribution 'gausian'; did you mean 'gaussian'?",
         "'log_sdt' is not a setting of distribution 'gaussian'; did you mean 'log_std'?",
         "unknown kind of space 'boxx'; did you mean 'box'?",
