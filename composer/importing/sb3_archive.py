@@ -21,7 +21,7 @@ __all__ = ["POLICY", "Sb3Archive"]
 
 DATA, POLICY, VERSION = "data", "policy.pth", "_stable_baselines3_version"
 MOST_BYTES = {DATA: 64 * 1024**2, POLICY: 16 * 1024**3, VERSION: 100}
-PICKLED = ":serialized:"  # the key of a pickle as text, beside which readable values stand
+PICKLED = (":serialized:", ":type:")  # keys of a pickle as text, beside which readable values stand
 
 
 class Sb3Archive:
@@ -33,16 +33,17 @@ class Sb3Archive:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """The JSON that describes the agent, without its pickles. Raises SpecError."""
+        """The JSON that describes the agent; pickles in it stay texts. Raises SpecError."""
+        text = self._part(DATA)
         try:
-            value = json.loads(self._part(DATA))
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise self.refusal(f"{DATA!r} in it is not JSON: {error}") from error
         if not isinstance(value, dict):
             raise self.refusal(f"{DATA!r} in it is {describe(value)}, not a mapping")
         return {
-            key: {k: v for k, v in inner.items() if k != PICKLED}
-            if isinstance(inner, dict)
+            key: {k: v for k, v in inner.items() if k not in PICKLED}
+            if isinstance(inner, dict) and key == "policy_kwargs"
             else inner
             for key, inner in value.items()
         }

@@ -1,0 +1,94 @@
+"""The spaces in the JSON of a Stable-Baselines3 agent, read from their texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["Bounds", "Seen", "action_of", "bounds_of", "observations_of"]
+
+Form = Literal["vector", "array", "image", "categories"]
+Bounds = tuple[list[float], list[float]]  # low and high of each element
+
+_CLASS = re.compile(r"<class '[\w.]*?(\w+)'>")
+_ENTRY = re.compile(r"'((?:[^'\\]|\\.)*)': (\w+)\(")  # of a Dict: {'camera': Box(0, 255, ...
+_SHAPE = re.compile(r"\((\d[\d, ]*)\), (\w+)\)")  # ends a Box: (3, 84, 84), uint8)
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf)")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An observation: its ``key`` here, the key ``there`` (empty for one that is no Dict), and its form."""
+
+    key: str
+    there: str
+    form: Form
+
+
+def observations_of(space: object) -> list[Seen] | None:
+    """What the space of observations holds, in its order; None where its text cannot be read."""
+    if not isinstance(space, Mapping):
+        return None
+    kind = _class_of(space)
+    if kind != "Dict":
+        form = _form(kind, _sizes(space), str(space.get("dtype")))
+        return None if form is None else [Seen("observation", "", form)]
+    text = str(space.get("spaces"))
+    starts = [*_ENTRY.finditer(text)]
+    ends = [match.start() for match in starts[1:]] + [len(text)]
+    seen = []
+    for match, end in zip(starts, ends, strict=True):
+        shape = _SHAPE.search(text[match.end() : end])
+        sizes = [] if shape is None else [int(n) for n in shape[1].split(",") if n.strip()]
+        form = _form(match[2], sizes, "" if shape is None else shape[2])
+        if form is None:
+            return None
+        seen.append(Seen(match[1], match[1], form))
+    return seen or None
+
+
+def action_of(space: object) -> str | None:
+    """The class of the space of actions; None where its text cannot be read."""
+    return _class_of(space) or None if isinstance(space, Mapping) else None
+
+
+def bounds_of(space: object) -> Bounds | None:
+    """The bounds of each element of a Box; None where the text has not all of them."""
+    if not isinstance(space, Mapping) or _class_of(space) != "Box":
+        return None
+    size = 1
+    for length in _sizes(space):
+        size *= length
+    both = [_numbers(space.get(key), size) for key in ("low", "high")]
+    low, high = both
+    return None if low is None or high is None else (low, high)
+
+
+def _numbers(text: Any, size: int) -> list[float] | None:
+    numbers = [float(number) for number in _NUMBER.findall(str(text))]
+    return numbers if len(numbers) == size and "..." not in str(text) else None
+
+
+def _class_of(space: Mapping[Any, Any]) -> str:
+    match = _CLASS.fullmatch(str(space.get(":type:")))
+    return match[1] if match else ""
+
+
+def _sizes(space: Mapping[Any, Any]) -> list[int]:
+    shape = space.get("_shape", space.get("shape"))
+    is_list = isinstance(shape, list) and all(isinstance(size, int) for size in shape)
+    return shape if is_list else []
+
+
+def _form(kind: str, sizes: list[int], dtype: str) -> Form | None:
+    if kind in ("Discrete", "MultiDiscrete"):
+        return "categories"
+    if kind == "MultiBinary":
+        return "vector" if len(sizes) < 2 else "array"
+    if kind != "Box":
+        return None
+    if len(sizes) == 3 and dtype == "uint8":
+        return "image"
+    return "vector" if len(sizes) == 1 else "array"
