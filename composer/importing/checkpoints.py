@@ -68,7 +68,9 @@ def _of_agent(archive: Sb3Archive) -> dict[str, Tensor]:
         return tensors
     bounds = bounds_of(archive.data.get("action_space"))
     if bounds is None:
-        raise archive.refusal("the bounds of the actions, which its Q functions scale, cannot be read")
+        raise archive.refusal(
+            "the bounds of the actions, which its Q functions scale, cannot be read"
+        )
     low, high = (torch.tensor(bound, dtype=torch.float64) for bound in bounds)
     half, middle = (high - low) / 2, (high + low) / 2
     for name in first:

@@ -130,7 +130,9 @@ class _Reader:
         name = _last_name(self.kwargs["features_extractor_class"])
         known = sorted(set(EXTRACTORS.values()))
         if name not in known:
-            reason = f"{name!r} is a class of your own, whose layers are not read{hint(name, known)}"
+            reason = (
+                f"{name!r} is a class of your own, whose layers are not read{hint(name, known)}"
+            )
             raise self.kwargs.refusal("features_extractor_class", reason)
         return name
 
@@ -215,9 +217,7 @@ class _Reader:
             nodes.add(_FEATURES, "concat", vectors)
         return has_weights
 
-    def _cnn(
-        self, nodes: Nodes, image: str, name: str, reads: str, there: str, units: int
-    ) -> None:
+    def _cnn(self, nodes: Nodes, image: str, name: str, reads: str, there: str, units: int) -> None:
         self._scaled(nodes, image, reads)
         nodes.add(name, "nature_cnn_dense", hidden_units=units)
         for index in range(3):
@@ -329,7 +329,9 @@ class _Reader:
     def _templates(self) -> None:
         """Write networks that follow from observations that the file does not name."""
         if self.agent.algorithm == "ppo_lstm" or self.shared:
-            reason = "its observations are not known here, and a template has no layers after a memory"
+            reason = (
+                "its observations are not known here, and a template has no layers after a memory"
+            )
             raise self.kwargs.refusal(None, reason)
         self.kwargs.ask("features_extractor_kwargs")
         self.out.note("MultiInputPolicy: a template; an image has 512 features here, and 256 there")
@@ -403,12 +405,16 @@ class _Reader:
         if self.algorithm.actor == "sac":
             rule["learn_features"] = True
             kwargs.number("clip_mean", 2.0)
-            self.out.note("clip_mean: the mean is within its bounds there before tanh; here it is not clipped")
+            self.out.note(
+                "clip_mean: the mean is within its bounds there before tanh; here it is not clipped"
+            )
         elif not kwargs.flag("squash_output", False):
-            self.out.note("squash_output: actions are clipped to the bounds there; here tanh squashes them")
+            self.out.note(
+                "squash_output: actions are clipped to the bounds there; here tanh squashes them"
+            )
         self.out.note(
-            "use_sde: the noise depends on the last layer there; here on features of their own, one linear layer and tanh "
-            "after it, so that weights of an agent cannot be taken over"
+            "use_sde: the noise depends on the last layer there; here on features of their own, one linear layer and "
+            "tanh after it, so that weights of an agent cannot be taken over"
         )
         return rule
 

@@ -179,7 +179,8 @@ def _algorithm_of(document: Document, entry: Taken) -> str:
     if stem not in ALGORITHMS:
         near = hint(stem, ALGORITHMS)
         raise entry.refusal(
-            None, f"the name of the file says the algorithm, such as ppo.yml; there is no {stem!r}{near}"
+            None,
+            f"the name of the file says the algorithm, such as ppo.yml; there is no {stem!r}{near}",
         )
     return stem
 
@@ -196,7 +197,9 @@ def _normalization(entry: Taken, out: Imported, policy: str) -> None:
         return
     if policy.startswith("Mlp"):
         out.spec["normalize"] = ["observation"]
-        out.note("normalize: the rewards are not normalised here; observations are, by the model itself")
+        out.note(
+            "normalize: the rewards are not normalised here; observations are, by the model itself"
+        )
     else:
         out.note("normalize: name the observations under 'normalize:'")
 

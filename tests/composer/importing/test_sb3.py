@@ -12,10 +12,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from sb3_contrib import MaskablePPO, RecurrentPPO
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
-from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 import composer
@@ -128,10 +125,20 @@ def test_actor_critics(name, tmp_path):
         logits, values = model(seen)
         x = theirs_of(agent, seen)
         theirs = logits_of(agent.policy.get_distribution(x))
-        if name in ("a2c", "policy only", "categories", "image", "image apart", "mixed apart", "mask"):
+        if name in (
+            "a2c",
+            "policy only",
+            "categories",
+            "image",
+            "image apart",
+            "mixed apart",
+            "mask",
+        ):
             logits["action"] = logits["action"].log_softmax(-1)  # as torch normalises them
         elif name == "list":
-            logits["action"] = torch.cat([p.log_softmax(-1) for p in logits["action"].split([2, 3], -1)], -1)
+            logits["action"] = torch.cat(
+                [p.log_softmax(-1) for p in logits["action"].split([2, 3], -1)], -1
+            )
         close(logits["action"], theirs)
         close(values["value"], agent.policy.predict_values(x))
         if isinstance(actions, Box):
@@ -166,7 +173,7 @@ def test_recurrent_policies(policy, name, tmp_path):
             logits, values, state = model(seen[t : t + 1], state)
             x = theirs_of(agent, seen[t : t + 1])
             value = agent.policy.predict_values(x, inner.vf, starts)
-            distribution, pi = agent.policy.get_distribution(x, inner.pi, starts)
+            distribution, _ = agent.policy.get_distribution(x, inner.pi, starts)
             _, _, _, inner = agent.policy.forward(x, inner, starts, deterministic=True)
             close(logits["action"].log_softmax(-1), distribution.distribution.logits)
             close(values["value"], value)
@@ -175,7 +182,8 @@ def test_recurrent_policies(policy, name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("policy", "observations"), [("MlpPolicy", VECTOR), ("CnnPolicy", IMAGE), ("MultiInputPolicy", MIXED)]
+    ("policy", "observations"),
+    [("MlpPolicy", VECTOR), ("CnnPolicy", IMAGE), ("MultiInputPolicy", MIXED)],
 )
 def test_the_logits_of_a_dqn_are_its_values(policy, observations, tmp_path):
     agent = saved(tmp_path, DQN, policy, observations, CHOICE)
@@ -214,8 +222,13 @@ def test_q_functions_of_continuous_actions(name, tmp_path):
         if algorithm is SAC:
             mean, log_std, _ = agent.actor.get_action_dist_params(x)
             raw = model.policy(seen)["action"]
-            close(raw, torch.cat([mean, log_std], -1)) if float(log_std.max()) < 2 else close(raw[..., :2], mean)
-        for critic, other in ((model.critic, agent.critic), (model.critic.target, agent.critic_target)):
+            close(raw, torch.cat([mean, log_std], -1)) if float(log_std.max()) < 2 else close(
+                raw[..., :2], mean
+            )
+        for critic, other in (
+            (model.critic, agent.critic),
+            (model.critic.target, agent.critic_target),
+        ):
             values = torch.cat(other(x, scaled), -1)
             mine = critic.value(seen, torch.as_tensor(actions)) if not critic.shared else None
             if mine is None:
@@ -228,7 +241,14 @@ def test_q_functions_of_continuous_actions(name, tmp_path):
 
 
 def test_a_spec_says_what_the_policy_began_with(tmp_path):
-    saved(tmp_path, PPO, "MlpPolicy", VECTOR, PUSH, policy_kwargs={"net_arch": SIZES, "log_std_init": -1.0})
+    saved(
+        tmp_path,
+        PPO,
+        "MlpPolicy",
+        VECTOR,
+        PUSH,
+        policy_kwargs={"net_arch": SIZES, "log_std_init": -1.0},
+    )
     spec = import_config(tmp_path / "agent.zip").spec
     body = {"orthogonal": {"gain": 1.414214}}
     assert spec == {
@@ -239,14 +259,24 @@ def test_a_spec_says_what_the_policy_began_with(tmp_path):
         "policy": {
             "init": {"body": body, "heads": {"orthogonal": {"gain": 0.01}}},
             "graph": {
-                "latent": {"block": "dense", "in": "observation", "hidden_units": [7, 6], "activation": "tanh"}
+                "latent": {
+                    "block": "dense",
+                    "in": "observation",
+                    "hidden_units": [7, 6],
+                    "activation": "tanh",
+                }
             },
             "heads": {"in": "latent"},
         },
         "critic": {
             "init": {"body": body, "heads": {"orthogonal": {"gain": 1.0}}},
             "graph": {
-                "latent": {"block": "dense", "in": "observation", "hidden_units": [9], "activation": "tanh"}
+                "latent": {
+                    "block": "dense",
+                    "in": "observation",
+                    "hidden_units": [9],
+                    "activation": "tanh",
+                }
             },
             "heads": {"in": "latent"},
         },
@@ -255,9 +285,21 @@ def test_a_spec_says_what_the_policy_began_with(tmp_path):
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC])
 def test_noise_of_the_state_is_another_one_here(algorithm, tmp_path):
-    saved(tmp_path, algorithm, "MlpPolicy", VECTOR, PUSH, use_sde=True, policy_kwargs={"net_arch": [8]})
+    saved(
+        tmp_path,
+        algorithm,
+        "MlpPolicy",
+        VECTOR,
+        PUSH,
+        use_sde=True,
+        policy_kwargs={"net_arch": [8]},
+    )
     imported = import_config(tmp_path / "agent.zip")
-    start = {"distribution": "gsde", "init_log_std": 0.0 if algorithm is PPO else -3.0, "latent_units": 8}
+    start = {
+        "distribution": "gsde",
+        "init_log_std": 0.0 if algorithm is PPO else -3.0,
+        "latent_units": 8,
+    }
     more = {} if algorithm is PPO else {"learn_features": True}
     assert imported.spec["distributions"] == [{"space": "box", **start, **more}]
     assert imported.notes[-1] == (
@@ -266,7 +308,9 @@ def test_noise_of_the_state_is_another_one_here(algorithm, tmp_path):
     )
     model = composer.compose(imported.spec, observation_space=VECTOR, action_space=PUSH)
     weights = read_checkpoint(tmp_path / "agent.zip").tensors
-    with pytest.raises(CheckpointError, match="policy.heads.action.linear.weight \\(10, 8\\) is not in the file"):
+    with pytest.raises(
+        CheckpointError, match=r"policy.heads.action.linear.weight \(10, 8\) is not in the file"
+    ):
         composer.adopt_weights(model, weights, imported.weights, strict=True)
 
 
@@ -278,7 +322,10 @@ def rewritten(path, **parts):
     with zipfile.ZipFile(path) as archive:
         kept = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
-        for name, part in {**kept, **{k.replace("_pth", ".pth"): v for k, v in parts.items()}}.items():
+        for name, part in {
+            **kept,
+            **{k.replace("_pth", ".pth"): v for k, v in parts.items()},
+        }.items():
             part = part(kept[name]) if callable(part) else part
             if part is not None:
                 archive.writestr(name, part)
@@ -308,14 +355,27 @@ def test_layers_that_policy_and_critic_shared_before_1_8(tmp_path):
     ).state_dict()
     file = io.BytesIO()
     torch.save(tensors, file)
-    rewritten(tmp_path / "agent.zip", data=old, policy_pth=file.getvalue(), _stable_baselines3_version=b"1.7.0")
+    rewritten(
+        tmp_path / "agent.zip",
+        data=old,
+        policy_pth=file.getvalue(),
+        _stable_baselines3_version=b"1.7.0",
+    )
     imported, model, _ = adopted(tmp_path, VECTOR, CHOICE)
     assert imported.spec["policy"]["shares"] == ["shared"]
     assert [*imported.spec["policy"]["graph"]] == ["shared"]
     x = torch.randn(2, 5)
-    one = (x @ tensors["mlp_extractor.shared_net.0.weight"].T + tensors["mlp_extractor.shared_net.0.bias"]).tanh()
-    two = (one @ tensors["mlp_extractor.shared_net.2.weight"].T + tensors["mlp_extractor.shared_net.2.bias"]).tanh()
-    close(model.policy(x)["action"], two @ tensors["action_net.weight"].T + tensors["action_net.bias"])
+    one = (
+        x @ tensors["mlp_extractor.shared_net.0.weight"].T
+        + tensors["mlp_extractor.shared_net.0.bias"]
+    ).tanh()
+    two = (
+        one @ tensors["mlp_extractor.shared_net.2.weight"].T
+        + tensors["mlp_extractor.shared_net.2.bias"]
+    ).tanh()
+    close(
+        model.policy(x)["action"], two @ tensors["action_net.weight"].T + tensors["action_net.bias"]
+    )
 
     rewritten(tmp_path / "agent.zip", data=changed(policy_kwargs={"net_arch": [8]}))
     spec = import_config(tmp_path / "agent.zip").spec
@@ -434,19 +494,27 @@ def test_an_archive_that_is_no_agent_or_a_bomb(an_agent, tmp_path, monkeypatch):
     bomb(tmp_path / "agent.zip")
     with pytest.raises(SpecError) as caught:
         import_config("agent.zip")
-    assert str(caught.value) == "agent.zip:1:1: 'data' in it would be 50,000,000 bytes, too large to read"
+    assert (
+        str(caught.value)
+        == "agent.zip:1:1: 'data' in it would be 50,000,000 bytes, too large to read"
+    )
     (tmp_path / "agent.zip").write_bytes(an_agent[:2000])
-    with pytest.raises(SpecError, match="agent.zip:1:1: it cannot be read: File is not a zip file"):
+    with pytest.raises(SpecError, match=r"agent.zip:1:1: it cannot be read: File is not a zip file"):
         import_config("agent.zip")
     (tmp_path / "agent.zip").write_bytes(an_agent)
-    with pytest.raises(SpecError, match="an agent has no entries, and none is called 'CartPole-v1'"):
+    with pytest.raises(
+        SpecError, match="an agent has no entries, and none is called 'CartPole-v1'"
+    ):
         import_config("agent.zip", name="CartPole-v1")
 
 
 def test_a_setting_that_is_not_taken_over_is_named(an_agent, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "agent.zip").write_bytes(an_agent)
-    rewritten(tmp_path / "agent.zip", data=changed(policy_kwargs={"net_arch": [8], "depth": 3, "optimizer_kwargs": {"eps": 1}}))
+    rewritten(
+        tmp_path / "agent.zip",
+        data=changed(policy_kwargs={"net_arch": [8], "depth": 3, "optimizer_kwargs": {"eps": 1}}),
+    )
     imported = import_config("agent.zip")
     assert imported.left == ["policy_kwargs.depth"]
     assert "policy_kwargs.optimizer_kwargs.eps" in imported.training

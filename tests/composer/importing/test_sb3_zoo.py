@@ -58,17 +58,29 @@ def composed(spec, observations, actions):
 def test_an_entry_with_policy_kwargs_in_a_text(tmp_path):
     out = imported(tmp_path, "Hopper-v4")
     node = {"block": "dense", "in": "observation", "activation": "relu"}
-    gaussian = {"space": "box", "distribution": "gaussian", "log_std": "learned", "init_log_std": -2.0}
+    gaussian = {
+        "space": "box",
+        "distribution": "gaussian",
+        "log_std": "learned",
+        "init_log_std": -2.0,
+    }
     assert out.kind == "sb3"
     assert out.spec == {
         "version": 1,
         "distributions": [{**gaussian, "optional": True}],
         "normalize": ["observation"],
-        "policy": {"graph": {"latent": {**node, "hidden_units": [256, 256]}}, "heads": {"in": "latent"}},
+        "policy": {
+            "graph": {"latent": {**node, "hidden_units": [256, 256]}},
+            "heads": {"in": "latent"},
+        },
         "critic": {"graph": {"latent": {**node, "hidden_units": [256]}}, "heads": {"in": "latent"}},
     }
     assert out.left == []
-    assert sorted(out.training) == ["Hopper-v4.batch_size", "Hopper-v4.n_envs", "Hopper-v4.n_timesteps"]
+    assert sorted(out.training) == [
+        "Hopper-v4.batch_size",
+        "Hopper-v4.n_envs",
+        "Hopper-v4.n_timesteps",
+    ]
     composed(out.spec, Box(-1, 1, (4,)), Box(-1, 1, (2,)))
     composed(out.spec, Box(-1, 1, (4,)), Discrete(2))
 
@@ -84,7 +96,8 @@ def test_the_defaults_of_an_algorithm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "count", "distribution"), [("sac.yml", 2, None), ("td3.yml", 2, "deterministic"), ("ddpg.yml", 1, "deterministic")]
+    ("file", "count", "distribution"),
+    [("sac.yml", 2, None), ("td3.yml", 2, "deterministic"), ("ddpg.yml", 1, "deterministic")],
 )
 def test_q_functions(file, count, distribution, tmp_path):
     text = "Pendulum-v1: {policy: MlpPolicy, n_timesteps: 5, policy_kwargs: 'dict(net_arch=[8])'}"
@@ -97,7 +110,13 @@ def test_q_functions(file, count, distribution, tmp_path):
 
 def test_noise_of_the_state(tmp_path):
     out = imported(tmp_path, "Walker-v4")
-    rule = {"space": "box", "distribution": "gsde", "init_log_std": 0.0, "latent_units": 64, "optional": True}
+    rule = {
+        "space": "box",
+        "distribution": "gsde",
+        "init_log_std": 0.0,
+        "latent_units": 64,
+        "optional": True,
+    }
     assert out.spec["distributions"] == [rule]
     assert "normalize" not in out.spec
     composed(out.spec, Box(-1, 1, (4,)), Box(-1, 1, (2,)))
@@ -148,9 +167,9 @@ REFUSED = {
         "ppo.yml:1:50: CartPole-v1.policy_kwargs.net_arch: must be a list of sizes, or {pi: [...], vf: [...]}, got a list",
     ),
     "no mapping": (
-        CART % "'__import__(\"os\").system(\"touch here\")'",
+        CART % '\'__import__("os").system("touch here")\'',
         "ppo.yml:1:50: CartPole-v1.policy_kwargs: must be a mapping such as dict(net_arch=[64, 64]), got "
-        "'__import__(\"os\").system(\"touch here\")'",
+        '\'__import__("os").system("touch here")\'',
     ),
     "no Python": (
         CART % "'dict(net_arch='",
@@ -196,6 +215,6 @@ def test_an_entry_and_an_algorithm_that_are_not_there(tmp_path):
     with pytest.raises(SpecError) as caught:
         imported(tmp_path, "Hopper-v4", file="tqc.yml")
     assert str(caught.value).replace(f"{tmp_path}/", "") == (
-        "tqc.yml:12:3: Hopper-v4: the name of the file says the algorithm, such as ppo.yml; there is no 'tqc'; there is "
+        "tqc.yml:11:1: Hopper-v4: the name of the file says the algorithm, such as ppo.yml; there is no 'tqc'; there is "
         "'ppo', 'a2c', 'trpo', 'ppo_lstm', 'ppo_mask', 'dqn', 'sac', 'td3', 'ddpg'"
     )
