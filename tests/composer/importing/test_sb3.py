@@ -499,7 +499,9 @@ def test_an_archive_that_is_no_agent_or_a_bomb(an_agent, tmp_path, monkeypatch):
         == "agent.zip:1:1: 'data' in it would be 50,000,000 bytes, too large to read"
     )
     (tmp_path / "agent.zip").write_bytes(an_agent[:2000])
-    with pytest.raises(SpecError, match=r"agent.zip:1:1: it cannot be read: File is not a zip file"):
+    with pytest.raises(
+        SpecError, match=r"agent.zip:1:1: it cannot be read: File is not a zip file"
+    ):
         import_config("agent.zip")
     (tmp_path / "agent.zip").write_bytes(an_agent)
     with pytest.raises(
