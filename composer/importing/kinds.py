@@ -29,3 +29,4 @@ KINDS = Registry("kind of configuration")
 """Name -> `Kind`, in the order in which they are tried."""
 KINDS.register("rl_games", "composer.importing.rl_games:RL_GAMES")
 KINDS.register("sb3", "composer.importing.sb3_files:SB3")
+KINDS.register("skrl", "composer.importing.skrl:SKRL")
