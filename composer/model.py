@@ -15,6 +15,7 @@ from composer.build.construction import chosen_seed, on_cpu, refuse_too_large
 from composer.build.context import BuildContext
 from composer.build.parts_of_spec import finish_parts, prepare_parts
 from composer.build.policy_and_critic import PolicyAndCritic, build_policy_and_critic
+from composer.build.untouched import faults_of_untouched
 from composer.checkpoint.adapters import (
     merge_adapters,
     require_adapters,
@@ -57,7 +58,7 @@ from composer.spaces.actors import ActorKey, read_actors
 from composer.spaces.json_form import spaces_to_json
 from composer.spaces.lookup import find_spaces, is_by_actor
 from composer.spec.model_spec import ModelSpec, of_one_actor
-from composer.spec.read import read_spec
+from composer.spec.read import may_hide_faults, read_spec, read_structure
 from composer.trust import allow_list, import_allowed, import_extensions
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
@@ -533,6 +534,23 @@ def _advance(
     return part(observations, state=state, resets=resets, **keywords)
 
 
+def _hidden_faults(
+    spec: ModelSpec,
+    structure: Iterable[Problem],
+    given: tuple[Any, Any, Any],
+    allow: tuple[str, ...],
+    limits: Limits,
+) -> list[Problem]:
+    """What is wrong with settings and blocks in a spec with a wrong ``structure``, if its spaces can be had."""
+    try:
+        spaces = find_spaces(spec, *given, limits)
+    except Exception:  # which is not said before the structure is right
+        return []
+    source = spec.source
+    with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
+        return faults_of_untouched(spec, list(structure), spaces, allow, limits)
+
+
 @collection_paused()
 @sparing
 def compose(
@@ -568,7 +586,16 @@ def compose(
     source = load_source(spec, overrides, allow)
     import_extensions(source, allow)
     makes_environment = env is None and (observation_space is None or action_space is None)
-    model_spec = read_spec(source, allow, makes_environment=makes_environment, limits=limits)
+    read, structure = read_structure(
+        source, allow, makes_environment=makes_environment, limits=limits
+    )
+    if len(structure) and may_hide_faults(read, structure):
+        assert read is not None
+        given = env, observation_space, action_space
+        structure = Problems(source, [*structure, *_hidden_faults(read, structure, given, allow, limits)])
+    structure.raise_if_any()
+    assert read is not None
+    model_spec = read
     if model_spec.model is not None:
         spaces = (None, None)
         if model_spec.environment is not None or not makes_environment:

@@ -48,6 +48,7 @@ __all__ = ["build_network"]
 SIZED_BLOCKS = ("linear_output", "dueling")  # as heads they need not be told their width
 SIZES = {"output_units", "output_shape"}
 VALUE_HEADS = ("quantile_value", "categorical_value")  # with a width, one value for each action
+NOT_BUILT = "the structure of this node is wrong"  # which nobody reads
 WIRING = ("in", "out", "each", "same_as")  # keys of a node that are about others as well
 ENVIRONMENT = ("environment",)  # what gives the observations
 ENDS = ("linear_output", "dueling", "value", *VALUE_HEADS)
@@ -280,6 +281,9 @@ def _add(
 class _BrokenNodeError(Exception):
     """A node is not built, as its structure is wrong, which has been noted."""
 
+    def __str__(self) -> str:
+        return NOT_BUILT
+
 
 def _block(node: NodeSpec, context: BuildContext) -> BlockSource:
     """What the node names; for a class or block that cannot be had, the error that says why."""
@@ -381,6 +385,8 @@ def _note(
     context: BuildContext,
     notes: BuildNotes,
 ) -> None:
+    if problem.message == NOT_BUILT:
+        return
     path = place_of(spec, problem.path)
     if problem.key is not None:
         path = (*path, problem.key)

@@ -247,7 +247,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if (network := composed_network(arguments, loaded[0])) is not None:
         count = sum(parameter.numel() for parameter in network.parameters())
         return _say(f"{arguments.file}: good; {count:,} parameters")
-    source, spaces = read_source(arguments, loaded)
+    source, spaces = read_source(arguments, loaded, is_composed=True)
     if is_action_model(source):
         return _check_action_model(arguments, source, spaces)
     if not (spaces or source.data.get("environment")):

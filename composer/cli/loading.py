@@ -49,8 +49,11 @@ def as_user_errors(*kinds: type[Exception], before: str = "") -> Iterator[None]:
 
 
 def composed_model(arguments: argparse.Namespace, loaded: Loaded | None = None) -> Model:
-    """The model without weights. The structure is checked first, without torch, so that errors in it are quick."""
-    source, spaces = read_source(arguments, loaded)
+    """The model without weights. The structure is checked first, without torch, so that errors in it are quick.
+
+    Where settings may be wrong as well, which need the environment, all that is wrong is said at once.
+    """
+    source, spaces = read_source(arguments, loaded, is_composed=True)
     if not (spaces or source.data.get("environment") or is_action_model(source)):
         raise UserError("the spec names no environment; give one with --env ID")
     return model_of_source(arguments, source, spaces)
@@ -94,13 +97,18 @@ def model_of_source(arguments: argparse.Namespace, source: Source, spaces: dict[
 
 
 def read_source(
-    arguments: argparse.Namespace, loaded: Loaded | None = None, *, makes_environment: bool = True
+    arguments: argparse.Namespace,
+    loaded: Loaded | None = None,
+    *,
+    makes_environment: bool = True,
+    is_composed: bool = False,
 ) -> Loaded:
     """The Source of a spec whose structure is good, and the spaces or environment of the caller or the checkpoint.
 
-    ``loaded`` is what `load_given` gives, where it was called already.
+    ``loaded`` is what `load_given` gives, where it was called already. If the spec ``is_composed`` next, that says what
+    is wrong with its structure where it has more to say.
     """
-    from composer.spec.read import read_spec
+    from composer.spec.read import may_hide_faults, read_structure
     from composer.trust import import_extensions
 
     source, spaces = loaded or load_given(arguments)
@@ -117,7 +125,12 @@ def read_source(
     import_extensions(source, arguments.allow)
     makes_environment = makes_environment and not (spaces or is_checkpoint(arguments.file))
     limits = dict(arguments.limits)
-    read_spec(source, arguments.allow, makes_environment=makes_environment, limits=limits)
+    spec, problems = read_structure(
+        source, arguments.allow, makes_environment=makes_environment, limits=limits
+    )
+    has_spaces = spaces or (spec is not None and spec.environment is not None)
+    if not (is_composed and has_spaces and may_hide_faults(spec, problems)):
+        problems.raise_if_any()
     return source, spaces
 
 

@@ -146,14 +146,19 @@ class _Check:
     @sparing
     def run(self, text: str) -> Analysis:
         self.document.modules.begin()
+        wrong: tuple[Problem, ...] = ()
         try:
             import_allowed(allow_list(self.settings.allow))
+        except SpecError as error:  # of the caller, not of the text
+            wrong = error.problems
+        try:
             source = self._read(text)
         except SpecError as error:
             analysis = self._of_broken_text(text, error.problems)
         else:
             analysis = self._of_source(source, text)
-        return self._with_last_facts(analysis, text)
+        analysis = self._with_last_facts(analysis, text)
+        return replace(analysis, problems=(*wrong, *analysis.problems)) if wrong else analysis
 
     def _read(self, text: str) -> Source:
         files, allow = {**self.files, real_path(self.path): text}, self.settings.allow
@@ -193,11 +198,11 @@ class _Check:
         if spec is None or spec.model is not None:
             return known
         given = given_spaces(spec, text, self.path, self.settings, self.spaces)
-        known_paths = {problem.path for problem in problems if problem.path}
-        problems += [p for p in given.problems if p.path not in known_paths]
         notes = BuildNotes()
+        structure = list(problems)
+        problems += [p for p in given.problems if not (structure and p.path)]
         if given.made is not None:
-            problems += self._of_model(spec, problems, given.made, notes)
+            problems += self._of_model(spec, structure, given.made, notes)
             known = replace(known, environment=given.name, stage="shapes")
         known = _with_facts(replace(known, unknown=given.unknown), _networks_of(spec), notes)
         known = replace(known, problems=_in_order(problems))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from composer.errors import Path, Problems
+from composer.errors import Path, Problem, Problems
 from composer.limits import GivenLimits, Limits, limits_from
 from composer.source.load import Source
 from composer.spec.action_model import ActionModelSpec, read_action_model
@@ -52,7 +52,7 @@ from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
 from composer.trust import check_environment, check_trusted
 from perception_blocks.words import describe, did_you_mean, listing, near_name, sparing
 
-__all__ = ["VERSION", "SpecParser", "read_spec", "read_structure"]
+__all__ = ["VERSION", "SpecParser", "may_hide_faults", "read_spec", "read_structure"]
 
 TEXT_KEYS = ("max_length", "charset")
 HEAD_BLOCK = "linear_output"
@@ -99,6 +99,16 @@ def read_structure(
     problems = Problems(source, source.problems)
     parser = SpecParser(source, problems, tuple(allow), makes_environment, limits_from(limits))
     return parser.model(), problems
+
+
+def may_hide_faults(spec: ModelSpec | None, structure: Iterable[Problem]) -> bool:
+    """Whether some nodes of a ``spec`` with problems in its ``structure`` can be built all the same.
+
+    Then `composer.build.untouched` tells what is wrong with their settings, which the structure does not show.
+    """
+    if spec is None or spec.model is not None:
+        return False
+    return all(problem.path != ("environment",) for problem in structure)
 
 
 class SpecParser:
