@@ -592,7 +592,9 @@ def compose(
     if len(structure) and may_hide_faults(read, structure):
         assert read is not None
         given = env, observation_space, action_space
-        structure = Problems(source, [*structure, *_hidden_faults(read, structure, given, allow, limits)])
+        structure = Problems(
+            source, [*structure, *_hidden_faults(read, structure, given, allow, limits)]
+        )
     structure.raise_if_any()
     assert read is not None
     model_spec = read

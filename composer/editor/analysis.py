@@ -47,7 +47,7 @@ from composer.source.load import Source, load_source
 from composer.spaces.actors import read_actors
 from composer.spaces.lookup import Spaces, find_spaces, is_by_actor, recalled_spaces
 from composer.spec.model_spec import ModelSpec, NetworkSpec, of_one_actor
-from composer.spec.read import SpecParser
+from composer.spec.read import read_structure
 from composer.spec.top_level import is_network
 from composer.trust import allow_list, import_allowed, import_extensions
 from perception_blocks.graph.collector import collection_paused
@@ -158,7 +158,9 @@ class _Check:
         else:
             analysis = self._of_source(source, text)
         analysis = self._with_last_facts(analysis, text)
-        return replace(analysis, problems=(*wrong, *analysis.problems)) if wrong else analysis
+        told = {problem.message for problem in wrong}
+        others = [problem for problem in analysis.problems if problem.message not in told]
+        return replace(analysis, problems=(*wrong, *others)) if wrong else analysis
 
     def _read(self, text: str) -> Source:
         files, allow = {**self.files, real_path(self.path): text}, self.settings.allow
@@ -211,9 +213,8 @@ class _Check:
 
     def _structure(self, source: Source) -> tuple[ModelSpec | None, list[Problem]]:
         """The spec as far as it could be read, and what is wrong with its structure."""
-        problems = Problems(source, source.problems)
-        parser = SpecParser(source, problems, self.settings.allow, True, Limits())
-        return parser.model(), list(problems)
+        spec, problems = read_structure(source, self.settings.allow)
+        return spec, list(problems)
 
     def _of_model(
         self,

@@ -15,7 +15,6 @@ __all__ = ["mended_data", "mended_texts"]
 MOST_TRIED = 12  # texts
 # What a node or a spec is not itself without.
 _NEEDED = ("block", "in", "graph", "policy", "critic", "heads", "networks", "version", "template")
-_NEAR = re.compile(r"did you mean '([^']+)'\?")
 _OPEN = {"{": "}", "[": "]"}
 
 
@@ -97,9 +96,9 @@ def _mend(data: Any, params: Mapping[str, object], problem: Problem) -> bool:
         return isinstance(last, int) and last < len(holder) and _mend_item(holder, last, problem)
     if not isinstance(holder, dict) or last not in holder:
         return False
-    near = _near_name(problem)
+    near, word = problem.instead, problem.word
     value = holder[last]
-    if near and _is_of_key(problem, last):
+    if near and problem.key:
         items = list(holder.items())
         holder.clear()
         holder.update((near if key == last else key, item) for key, item in items)
@@ -108,12 +107,9 @@ def _mend(data: Any, params: Mapping[str, object], problem: Problem) -> bool:
     elif near and isinstance(value, str):
         holder[last] = near
     elif near and isinstance(value, list):
-        holder[last] = [near if repr(item) in problem.message else item for item in value]
+        holder[last] = [near if item == word else item for item in value]
     elif near and isinstance(value, dict):
-        names = {
-            key: near if repr(item) in problem.message else item for key, item in value.items()
-        }
-        holder[last] = names
+        holder[last] = {key: near if item == word else item for key, item in value.items()}
     elif last in _NEEDED or last == "params":
         return False
     else:
@@ -122,19 +118,8 @@ def _mend(data: Any, params: Mapping[str, object], problem: Problem) -> bool:
 
 
 def _mend_item(items: list[Any], index: int, problem: Problem) -> bool:
-    near = _near_name(problem)
-    if near and isinstance(items[index], str):
-        items[index] = near
+    if problem.instead and isinstance(items[index], str):
+        items[index] = problem.instead
     else:
         del items[index]
     return True
-
-
-def _near_name(problem: Problem) -> str | None:
-    match = _NEAR.search(problem.message)
-    return match[1] if match else None
-
-
-def _is_of_key(problem: Problem, key: str | int) -> bool:
-    """Whether the key is misspelt, not its value."""
-    return problem.message.startswith(repr(key))

@@ -17,9 +17,7 @@ OTHERWISE = {
     "path_looks_allowed",  # the allowed module is not there, which is said too
 }
 NAMES = [
-    name
-    for name, path in SPECS.items()
-    if "set" not in directives(path) and name not in OTHERWISE
+    name for name, path in SPECS.items() if "set" not in directives(path) and name not in OTHERWISE
 ]
 SHORT = NAMES[::10]
 
