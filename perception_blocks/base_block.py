@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from perception_blocks.hidden import HiddenRecorder
 from perception_blocks.init import Rule, draw_parameters
 from perception_blocks.measure import measure_lengths, output_shapes
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_port, as_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import SettingsError, check_settings
+from perception_blocks.trial_copy import trial_copy
 
 __all__ = [
     "InputShapeError",
@@ -29,7 +31,7 @@ __all__ = [
     "is_built_in",
     "is_torchs",
 ]
-__all__ += ["one_input", "one_vector"]
+__all__ += ["first_output", "one_input", "one_vector"]
 
 State = Mapping[str, Tensor]
 
@@ -191,6 +193,25 @@ class PerceptionBlock(nn.Module):
         """By this block's tensors: those of the ``names`` in a file that another library has written for them."""
         return {}
 
+    def hidden_values(self, inputs: Sequence[Any]) -> dict[str, Tensor]:
+        """What each inner layer gives after its activation, by the layer's path: ``{"linears.0": (..., units)}``.
+
+        ``inputs`` are the arguments of forward, which runs on a copy of the block in eval mode, without gradient. The
+        layer whose activation gives the block's output itself is left out: that is no hidden value. So a block of one
+        layer, or of none, gives {}. Of a layer that runs several times, as over several episodes, it is the last time.
+        A block whose layers are not seen may override this.
+
+        >>> from perception_blocks import DenseBlock
+        >>> hidden = DenseBlock([(3,)], hidden_units=[8, 4]).hidden_values([torch.zeros(5, 3)])
+        >>> {layer: tuple(value.shape) for layer, value in hidden.items()}
+        {'linears.0': (5, 8)}
+        """
+        trial = trial_copy(self, lambda tensor: tensor).eval()
+        recorder = HiddenRecorder(trial)
+        with torch.no_grad():
+            output = trial(*inputs)
+        return {hidden.layer: hidden.value for hidden in recorder.take(first_output(output))}
+
     def fill_constants(self) -> None:
         """Write the values of buffers that no checkpoint holds; called whenever the block moved or changed dtype."""
 
@@ -299,6 +320,13 @@ def zeroed(state: State, shapes: Mapping[str, tuple[int, ...]], resets: Tensor |
         name: torch.where(resets.reshape(*resets.shape, *[1] * len(shapes[name])), 0.0, value)
         for name, value in state.items()
     }
+
+
+def first_output(output: object) -> Tensor | None:
+    """The first tensor of what a module returned: a tensor, a tuple of them, or (output, state)."""
+    while isinstance(output, tuple) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
 
 
 def is_traced() -> bool:

@@ -134,11 +134,12 @@ class GraphNetworkLayer(nn.Module):
         sources = (nodes, edges)
         for_nodes = [nodes, *_aggregated(sources, to_nodes, self.to_node, nodes.shape[-2])]
         for_edges = [edges, *_aggregated(sources, to_edges, self.to_edge, edges.shape[-2])]
-        nodes = self.node(torch.cat(for_nodes, dim=-1))
-        edges = self.edge(torch.cat(for_edges, dim=-1))
-        if self.norms is not None:
-            nodes, edges = self.norms[0](nodes), self.norms[1](edges)
-        return self.activations[0](nodes), self.activations[1](edges)
+        nodes = self.activations[0](self._normed(0, self.node(torch.cat(for_nodes, dim=-1))))
+        edges = self.activations[1](self._normed(1, self.edge(torch.cat(for_edges, dim=-1))))
+        return nodes, edges
+
+    def _normed(self, index: int, x: Tensor) -> Tensor:
+        return x if self.norms is None else self.norms[index](x)
 
 
 def aggregate(x: Tensor, links: Tensor, receivers: int, how: str) -> Tensor:

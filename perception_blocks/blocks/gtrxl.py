@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from perception_blocks.activations import make_activations
 from perception_blocks.base_block import State, one_vector
 from perception_blocks.blocks.features import sinusoids
 from perception_blocks.blocks.precision import wide_product
@@ -103,14 +104,16 @@ class GtrxlLayer(nn.Module):
         self.wide = linear_layer(units, inner)
         self.narrow = linear_layer(inner, units)
         self.feedforward_gate = Gate(units, gate_bias)
+        self.activations = make_activations("relu", 3)
 
     def forward(self, read: Tensor, visible: Tensor, distances: Tensor) -> Tensor:
         """``read`` (..., past + T, F), ``visible`` (..., T, past + T) -> (..., T, F)."""
         h = read[..., read.shape[-2] - visible.shape[-2] :, :]
         seen = self.attention(self.attention_norm(read), visible, distances)
-        h = self.attention_gate(h, torch.relu(seen))
-        thought = self.narrow(torch.relu(self.wide(self.feedforward_norm(h))))
-        return self.feedforward_gate(h, torch.relu(thought))
+        after_attention, after_wide, after_narrow = self.activations
+        h = self.attention_gate(h, after_attention(seen))
+        thought = self.narrow(after_wide(self.wide(self.feedforward_norm(h))))
+        return self.feedforward_gate(h, after_narrow(thought))
 
 
 class RelativeAttention(nn.Module):

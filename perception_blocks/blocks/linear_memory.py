@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from perception_blocks.activations import make_activations
 from perception_blocks.base_block import State, one_vector
 from perception_blocks.blocks.recurrent_layers import check_dropout
 from perception_blocks.blocks.windows import ParallelMemoryBlock
@@ -54,6 +55,7 @@ class MinGruBlock(ParallelMemoryBlock):
         self.layers = nn.ModuleList(stacked_linear(size, hidden_units, 2) for size in sizes)
         norms = (nn.LayerNorm(hidden_units) for _ in sizes)
         self.norms = nn.ModuleList(norms) if layer_norm else None
+        self.passed_on = make_activations("identity", num_layers - 1)  # where hidden values are seen
         self.dropout = dropout
         self.positive = positive
         self.state_shapes = {"h": (num_layers, hidden_units)}
@@ -62,7 +64,7 @@ class MinGruBlock(ParallelMemoryBlock):
         ends = []
         for index, layer in enumerate(self.layers):
             if index:
-                x = functional.dropout(x, self.dropout, self.training)
+                x = functional.dropout(self.passed_on[index - 1](x), self.dropout, self.training)
             gate, candidate = layer(x).chunk(2, dim=-1)
             write = torch.sigmoid(gate)
             if self.positive:

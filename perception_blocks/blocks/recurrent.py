@@ -58,6 +58,8 @@ class RecurrentBlock(MemoryBlock):
         super().__init__(in_shapes, out_shapes=[out_shape])
         sizes = [shape[-1], *[width] * (num_layers - 1)]
         self.layers = nn.ModuleList(self.layer(size, hidden_units, bidirectional) for size in sizes)
+        for layer in list(self.layers)[:-1]:
+            vars(layer)["gives_hidden"] = True  # what the last one gives is the block's output
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in sizes) if layer_norm else None
         self.hidden_units = hidden_units
         self.dropout = dropout

@@ -19,7 +19,7 @@ from tests.helpers.paths import ROOT
 # Room: its files in reading order | the libraries that it may import. Who adds a file enters it here; a package's root
 # stands in several lines, because some of its files come before the rooms and some after them.
 ROOMS = """
-perception_blocks: synonyms words registry lazy reading dag port settings random_states init activations trial_copy measure direct base_block block | torch numpy networkx
+perception_blocks: synonyms words registry lazy reading dag port settings random_states init activations trial_copy hidden measure direct base_block block | torch numpy networkx
 perception_blocks.blocks: precision masks features dense residual_dense noisy conv_plan conv residual_conv attention attention_conv transformer pooling sets adjacency graph_network message_passing recurrent_layers recurrent windows linear_memory gtrxl combine elementwise heads reshape embed lora adapted rotary key_value_cache decoder_layers decoder_settings model_folder families family_tables family_weights family_folder family_proof decoder body_config body_block language_config language_model vision_config vision_model scale preprocess custom | torch transformers torch_geometric safetensors peft
 perception_blocks.lowering: program code rules lowered | torch
 perception_blocks.graph: collector graph wiring built construct assemble | torch networkx

@@ -1,0 +1,277 @@
+"""A copy of a model that tells what its nodes compute. The model itself is not touched: nothing of it changes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.model import Model
+from composer.network.groups import SeparateNetworks
+from composer.network.module import NetworkModule
+from composer.network.structured import StructuredModule
+from composer.probing.measure import Activity, Measured
+from perception_blocks.base_block import PerceptionBlock, first_output
+from perception_blocks.blocks.conv import ImageBlock
+from perception_blocks.ensemble.ensemble import EnsembleBlock
+from perception_blocks.hidden import Bounds, HiddenRecorder
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import Port
+from perception_blocks.trial_copy import trial_copy
+
+__all__ = ["OUTPUT", "WatchedNode", "Watched", "copied"]
+
+OUTPUT = "output"  # the layer that is a node's output
+
+
+def copied(model: Model) -> Model:
+    """A copy in eval mode with gradients of its own, in which copies of a network run one by one.
+
+    Weights share their memory with those of ``model``; buffers are copies, as a forward may change them.
+    """
+
+    def to(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(tensor.detach(), tensor.requires_grad)
+        return tensor.detach().clone()
+
+    copy = trial_copy(model, to).eval()
+    unstacked: set[int] = set()
+    while ensembles := [e for e in _ensembles(copy) if id(e) not in unstacked]:
+        for ensemble in ensembles:
+            unstacked.add(id(ensemble))
+            _unstack(ensemble)
+    return copy.eval()
+
+
+def _ensembles(model: nn.Module) -> Iterator[EnsembleBlock]:
+    for module in model.modules():
+        if isinstance(module, EnsembleBlock):
+            yield module
+        elif isinstance(module, SeparateNetworks) and module.ensemble is not None:
+            yield module.ensemble
+            yield from _ensembles(module.ensemble)
+
+
+def _unstack(ensemble: EnsembleBlock) -> None:
+    """Let the copies of a network run one by one, each with its own modules, in which hooks run."""
+    if ensemble.why_looped is None:
+        networks = {str(index): ensemble.copy_of(index) for index in range(ensemble.copies)}
+        ensemble.why_looped = "each is watched"
+        ensemble._modules.update(networks)
+    modules = ensemble._modules
+    vars(ensemble)["_network_at"] = lambda row: modules[str(row)]  # as it is, not lowered
+
+
+@dataclass
+class WatchedNode:
+    """A node, or a network of a user's class as a whole, and the layers in it, each with its `Activity`."""
+
+    path: str
+    module: nn.Module
+    ports: Mapping[str, Port] = field(default_factory=dict)
+    layers: dict[str, Activity] = field(default_factory=dict)
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long one step takes, None where that was not measured."""
+        return median(self.times) if self.times else None
+
+    def layer(self, name: str) -> nn.Module | None:
+        """The module of the layer ``name``; None for a value that no layer gives."""
+        if name == OUTPUT:
+            return self.module
+        module: nn.Module | None = self.module
+        for part in name.split("."):
+            module = None if module is None else module._modules.get(part)
+        return module
+
+
+class Watched:
+    """The nodes of a copied model, in their order. `timed` first, then `record`: both hold for the calls that follow."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.nodes = list(_nodes_of(model))
+        # A module that serves several nodes (same_as) runs for each of them, in their order.
+        self._users: dict[int, list[WatchedNode]] = {}
+        self._calls: dict[int, int] = {}
+        for node in self.nodes:
+            self._users.setdefault(id(node.module), []).append(node)
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """All weights of the nodes that are trained, each once."""
+        found = {id(p): p for node in self.nodes for p in node.module.parameters()}
+        return [p for p in found.values() if p.requires_grad]
+
+    def begin(self) -> None:
+        """A call of the model begins: the next call of a module is that of its first node."""
+        self._calls.clear()
+
+    def timed(self, run: Callable[[], object], times: int) -> None:
+        """Note how long each node takes in each of ``times`` calls of ``run``, which makes one step."""
+        began: dict[int, float] = {}
+        is_cuda = any(p.is_cuda for p in self.model.parameters())
+
+        def now() -> float:
+            if is_cuda:
+                torch.cuda.synchronize()
+            return time.perf_counter()
+
+        def before(module: nn.Module, arguments: object) -> None:
+            began[id(module)] = now()
+
+        def after(module: nn.Module, arguments: object, output: object) -> None:
+            self._node_called(module).times.append(now() - began[id(module)])
+
+        modules = {id(node.module): node.module for node in self.nodes}.values()
+        handles = [module.register_forward_pre_hook(before) for module in modules]
+        handles += [module.register_forward_hook(after) for module in modules]
+        for _ in range(times):
+            self.begin()
+            run()
+        for handle in handles:
+            handle.remove()
+
+    def record(self, batches: int) -> None:
+        """From now on note what the nodes and the layers in them give, in ``batches`` calls."""
+        for module in {id(node.module): node.module for node in self.nodes}.values():
+            recorder = HiddenRecorder(module)
+            module.register_forward_hook(self._noted(recorder, batches))
+
+    def _node_called(self, module: nn.Module) -> WatchedNode:
+        number = self._calls.get(id(module), 0)
+        self._calls[id(module)] = number + 1
+        users = self._users[id(module)]
+        return users[number % len(users)]
+
+    def _noted(self, recorder: HiddenRecorder, batches: int) -> Callable[..., None]:
+        def after(module: nn.Module, arguments: tuple, output: Any) -> None:
+            node = self._node_called(module)
+
+            def add(layer: str, value: Tensor, axis: int, bounds: Bounds | None) -> None:
+                if layer not in node.layers:
+                    node.layers[layer] = Activity(batches, bounds)
+                node.layers[layer].add(value, axis)
+
+            main = first_output(output)
+            bounds = None if main is None else recorder.last_bounds(main)
+            for name, value, axis in _outputs(node, output):
+                add(name, value, axis, bounds if value is main else None)
+            hidden = recorder.take(main)
+            if _says_hidden_values(module):
+                for layer, value in module.hidden_values(arguments).items():
+                    add(layer, value, -1, None)
+                return
+            for each in hidden:
+                add(each.layer, each.value, each.axis, each.bounds)
+
+        return after
+
+
+def _says_hidden_values(module: nn.Module) -> bool:
+    """Whether the module is a block that defines `hidden_values` itself."""
+    return (
+        isinstance(module, PerceptionBlock)
+        and type(module).hidden_values is not PerceptionBlock.hidden_values
+    )
+
+
+def _outputs(node: WatchedNode, output: Any) -> Iterator[tuple[str, Tensor, int]]:
+    """The outputs of a node that are numbers: name, value and the axis of its units."""
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping):
+        output = output[0]  # beside it a state
+    if isinstance(output, Mapping):  # a network of a user's class
+        named = {f"{OUTPUT} {name}": value for name, value in output.items()}
+        ports = {f"{OUTPUT} {name}": port for name, port in node.ports.items()}
+    else:
+        values = output if isinstance(output, tuple) else (output,)
+        names = [OUTPUT, *list(node.ports)[1:]]
+        named = dict(zip(names, values))
+        ports = dict(zip(names, node.ports.values()))
+    for name, value in named.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            rank = len(ports[name].shape) if name in ports else 1
+            yield name, value if rank else value.unsqueeze(-1), _axis(node.module, rank)
+
+
+def _axis(module: nn.Module, rank: int) -> int:
+    """The axis of the units of a value: of images and what blocks over images give, the channels, which come first."""
+    is_image = rank == 3 or (rank > 1 and isinstance(module, ImageBlock))
+    return -rank if is_image else -1
+
+
+# --- the nodes of a model ---
+
+
+def _nodes_of(model: Model) -> Iterator[WatchedNode]:
+    for part in (model.policy, model.critic):
+        if isinstance(part, NetworkModule):
+            yield from _nodes(part.part, part, part.network.out_ports)
+        elif isinstance(part, StructuredModule):
+            for group in part.groups:
+                base = part.part if group.name is None else f"{part.part}/{group.name}"
+                for path, module in _networks(base, group.module):
+                    yield from _nodes(path, module, {})
+
+
+def _networks(base: str, module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """The networks of a group: the one that all its actors share, or one of each, by its number."""
+    if not isinstance(module, SeparateNetworks):
+        return [(base, module)]
+    ensemble = module.ensemble
+    members = module.members if ensemble is None else ensemble._modules.values()
+    return [(f"{base}/{index}", member) for index, member in enumerate(members)]  # type: ignore[misc]
+
+
+def _nodes(path: str, module: nn.Module, ports: Mapping[str, Port]) -> Iterator[WatchedNode]:
+    """What is watched of a network: its nodes, those of networks in it, and a user's own class as a whole."""
+    if isinstance(module, NetworkModule):
+        yield from _nodes(path, module.network.module, module.network.out_ports)
+    elif isinstance(module, EnsembleBlock):
+        for index in range(module.copies):
+            yield from _nodes(f"{path}/{index}", module._modules[str(index)], {})  # type: ignore[arg-type]
+    elif isinstance(module, InferenceBlock):
+        for built in module.nodes:
+            inner, below = module.module_of(built), "/".join((path, *built.node.path))
+            if isinstance(inner, InferenceBlock | EnsembleBlock):
+                yield from _nodes(below, inner, {})
+            else:
+                yield WatchedNode(below, inner, built.out_ports)
+    else:
+        networks = list(_inside(module))
+        for name, network in networks:
+            yield from _nodes(f"{path}/{name}", network, {})
+        if not networks:
+            yield WatchedNode(path, module, ports)
+
+
+def _inside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The outermost networks of blocks in a user's class, by their names."""
+    for name, child in module._modules.items():
+        if isinstance(child, InferenceBlock | EnsembleBlock):
+            yield name, child
+        elif child is not None:
+            yield from ((f"{name}/{below}", network) for below, network in _inside(child))
+
+
+def norm_of(tensors: Iterable[Tensor | None]) -> float:
+    """The norm of all ``tensors`` together."""
+    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors if t is not None))
+
+
+def measured_layers(node: WatchedNode, tau: float) -> Iterator[tuple[str, Measured]]:
+    """The layers of a node with their numbers, its output first."""
+    names = sorted(node.layers, key=lambda name: not name.startswith(OUTPUT))
+    for name in names:
+        measured = node.layers[name].measured(tau)
+        if measured is not None:
+            yield name, measured
