@@ -42,6 +42,7 @@ __all__ = [
     "import_config",
     "load",
     "model_wrap",
+    "probe",
     "register_wrapper",
     "with_previous",
 ]
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from composer.model_registry import MODELS, find_model
     from composer.policy.policy import Policy
     from composer.policy.structured import StructuredPolicy
+    from composer.probing.run import probe
     from composer.spaces.episode_starts import first_steps
     from composer.spaces.recalling import with_previous
     from composer.wrappers.interface import BaseModelWrapper, IModelWrapper
@@ -79,6 +81,7 @@ else:
             "model_registry": "MODELS find_model",
             "policy.policy": "Policy",
             "policy.structured": "StructuredPolicy",
+            "probing.run": "probe",
             "spaces.episode_starts": "first_steps",
             "spaces.recalling": "with_previous",
             "wrappers.interface": "BaseModelWrapper IModelWrapper",

@@ -7,10 +7,11 @@ from perception_blocks.lazy import lazy_attributes
 __all__ = ["NodeProbe", "Probe", "ProbeError", "probe"]
 
 if TYPE_CHECKING:
+    from composer.probing.node import NodeProbe
     from composer.probing.play import ProbeError
-    from composer.probing.result import NodeProbe, Probe
+    from composer.probing.result import Probe
     from composer.probing.run import probe
 else:
     __getattr__, __dir__ = lazy_attributes(
-        __name__, {"play": "ProbeError", "result": "NodeProbe Probe", "run": "probe"}
+        __name__, {"node": "NodeProbe", "play": "ProbeError", "result": "Probe", "run": "probe"}
     )

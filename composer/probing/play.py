@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from collections.abc import Callable, Iterator
 from gymnasium.vector import VectorEnv
 
 from composer.errors import RefusedError

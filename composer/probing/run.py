@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
-from collections.abc import Iterator
 from torch import nn
 
 from composer.errors import SpecError
@@ -15,6 +15,7 @@ from composer.lowered.model import LoweredModel
 from composer.model import Model, compose
 from composer.network.sharded import refuse_sharded
 from composer.probing.measure import TAU, Measured
+from composer.probing.node import OUTPUT, NodeProbe
 from composer.probing.play import Played, ProbeError, played, prepared
 from composer.probing.replay import (
     Gradients,
@@ -24,7 +25,7 @@ from composer.probing.replay import (
     single_steps,
     starting_state,
 )
-from composer.probing.result import NodeProbe, Probe
+from composer.probing.result import Probe
 from composer.probing.watched import Watched, WatchedNode, copied, measured_layers, norm_of
 from composer.spaces.lookup import make_environment
 from composer.summary.networks import networks_by_name
@@ -187,7 +188,7 @@ def _measured(watched: Watched, record: Played, tau: float) -> tuple[Numbers, Gr
 def _as_node(
     node: WatchedNode, layer: str, measured: Measured, gradients: Gradients
 ) -> NodeProbe:
-    module = node.module if layer.startswith("output") else node.layer(layer)
+    module = node.module if layer.startswith(OUTPUT) else node.layer(layer)
     weights: Sequence[nn.Parameter] = [] if module is None else list(module.parameters())
     return NodeProbe(
         path=node.path,
@@ -200,15 +201,13 @@ def _as_node(
 
 
 def _as_nodes(watched: Watched, numbers: Numbers, first: Numbers | None) -> Iterator[NodeProbe]:
-    from dataclasses import replace
-
     seconds = [node.seconds or 0.0 for node in watched.nodes]
     shares = {
         node.path: None if node.seconds is None else node.seconds / (sum(seconds) or 1.0)
         for node in watched.nodes
     }
     for (path, layer), node in numbers.items():
-        share = shares[path] if layer == "output" or layer.startswith("output ") else None
+        share = shares[path] if node.is_output else None
         at_init = None if first is None else first.get((path, layer))
         yield replace(node, time_share=share, at_init=at_init)
 

@@ -17,6 +17,7 @@ from composer.network.groups import SeparateNetworks
 from composer.network.module import NetworkModule
 from composer.network.structured import StructuredModule
 from composer.probing.measure import Activity, Measured
+from composer.probing.node import OUTPUT
 from perception_blocks.base_block import PerceptionBlock, first_output
 from perception_blocks.blocks.conv import ImageBlock
 from perception_blocks.ensemble.ensemble import EnsembleBlock
@@ -25,9 +26,7 @@ from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port
 from perception_blocks.trial_copy import trial_copy
 
-__all__ = ["OUTPUT", "WatchedNode", "Watched", "copied"]
-
-OUTPUT = "output"  # the layer that is a node's output
+__all__ = ["WatchedNode", "Watched", "copied", "measured_layers", "norm_of"]
 
 
 def copied(model: Model) -> Model:

@@ -295,7 +295,7 @@ ACTORS = """
 version: 1
 ignore: [sign]
 policy:
-  action_mask: {action: legal}
+  action_mask: {a/action: legal}
   networks:
     a:
       separate: SEPARATE
