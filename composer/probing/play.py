@@ -62,7 +62,7 @@ class _Game(Protocol):
 
 
 def prepared(model: Model, env: Any) -> Any:
-    """``env`` as ``model`` observes it. Raises ProbeError where its spaces are others, and for what no model acts in."""
+    """``env`` as ``model`` observes it. Raises ProbeError where its spaces are others, and for a vector environment."""
     if isinstance(env, VectorEnv):
         raise ProbeError(
             "probe acts in one environment, got a vector environment; give one of its environments"

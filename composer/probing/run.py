@@ -29,7 +29,6 @@ from composer.probing.result import Probe
 from composer.probing.watched import Watched, WatchedNode, copied, measured_layers, norm_of
 from composer.spaces.lookup import make_environment
 from composer.summary.networks import networks_by_name
-from perception_blocks.base_block import block_name
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.random_states import random_states_kept
 

@@ -94,7 +94,7 @@ class WatchedNode:
 
 
 class Watched:
-    """The nodes of a copied model, in their order. `timed` first, then `record`: both hold for the calls that follow."""
+    """The nodes of a copied model, in their order. Call `timed` first: what `record` adds takes time."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
