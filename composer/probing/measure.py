@@ -132,11 +132,12 @@ def stable_rank(x_SU: Tensor, delta: float = DELTA) -> int:
         return 0
     x_SU = x_SU.double()
     square = x_SU.mT @ x_SU if x_SU.shape[1] <= x_SU.shape[0] else x_SU @ x_SU.mT
-    squares = torch.linalg.eigvalsh(square).flip(0)  # of singular values; faster than these themselves
+    squares = torch.linalg.eigvalsh(square).flip(
+        0
+    )  # of singular values; faster than these themselves
     rounding = torch.finfo(torch.float64).eps * len(square)
     values = torch.where(squares > rounding * squares[0], squares, 0.0).sqrt()
     total = values.sum()
     if total == 0:
         return 0
     return int((values.cumsum(0) < (1 - delta) * total).sum()) + 1
-

@@ -136,7 +136,11 @@ def played(model: Model, env: Any, steps: int, seed: int) -> Played:
 
 
 def drawn(
-    policy: Policy | StructuredPolicy, observations: Any, state: State | None, resets: Any, mask: Any
+    policy: Policy | StructuredPolicy,
+    observations: Any,
+    state: State | None,
+    resets: Any,
+    mask: Any,
 ) -> tuple[Any, Any, State | None]:
     """Actions as the distribution has them and as the environment takes them, and the state after."""
     arguments = (observations, state, resets) if policy.has_memory else (observations,)

@@ -63,7 +63,10 @@ def replayed(watched: Watched, steps: Played, batches: Sequence[Batch]) -> Gradi
     notes: list[str] = []
     for batch in batches:
         watched.begin()
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # its eval mode has no gradient
+        with (
+            torch.enable_grad(),
+            torch.backends.cudnn.flags(enabled=False),
+        ):  # its eval mode has no gradient
             log_probs, values, state, note = passed(watched.model, batch, state)
             if note and note not in notes:
                 notes.append(note)
@@ -137,7 +140,9 @@ def _judged(critic: Any, batch: Batch, outputs: Any, state: Parts) -> tuple[dict
         by_actor = isinstance(batch.resets, Mapping) and isinstance(critic, StructuredModule)
         keywords |= {"state": state["critic"], "resets": batch.resets if by_actor else batch.first}
     adds_up = isinstance(critic, DeltaStateCritic)
-    if adds_up and not any(entry.actor in critic.groups[0].actors for entry in _entries(critic, batch)):
+    if adds_up and not any(
+        entry.actor in critic.groups[0].actors for entry in _entries(critic, batch)
+    ):
         keywords[PREV_VALUE] = state[PREV_VALUE]
     result = critic(batch.observations, **keywords, unroll=critic.has_memory)
     values, after = critic._split(result, critic.has_memory)
@@ -172,9 +177,7 @@ def _loss(
     return loss
 
 
-def _of_actor(
-    returns: Sequence[Mapping[str | None, float]], key: Any, batch: Batch
-) -> Tensor:
+def _of_actor(returns: Sequence[Mapping[str | None, float]], key: Any, batch: Batch) -> Tensor:
     """The returns of one actor in the steps of a batch; of None those of all together."""
     name = None if key is None else flat_name(key)
     steps = returns[batch.start : batch.end]

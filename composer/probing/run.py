@@ -184,9 +184,7 @@ def _measured(watched: Watched, record: Played, tau: float) -> tuple[Numbers, Gr
     return numbers, gradients
 
 
-def _as_node(
-    node: WatchedNode, layer: str, measured: Measured, gradients: Gradients
-) -> NodeProbe:
+def _as_node(node: WatchedNode, layer: str, measured: Measured, gradients: Gradients) -> NodeProbe:
     module = node.module if layer.startswith(OUTPUT) else node.layer(layer)
     weights: Sequence[nn.Parameter] = [] if module is None else list(module.parameters())
     return NodeProbe(

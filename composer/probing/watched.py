@@ -264,7 +264,9 @@ def _inside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def norm_of(tensors: Iterable[Tensor | None]) -> float:
     """The norm of all ``tensors`` together."""
-    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors if t is not None))
+    return math.sqrt(
+        sum(float(t.detach().double().square().sum()) for t in tensors if t is not None)
+    )
 
 
 def measured_layers(node: WatchedNode, tau: float) -> Iterator[tuple[str, Measured]]:

@@ -288,7 +288,9 @@ def test_each_copy_of_an_ensemble_has_a_path():
 
 
 def ensemble_paths(result):
-    return [p.removeprefix("critic/") for p in paths(result) if re.fullmatch(r"critic/.*\d/latent", p)]
+    return [
+        p.removeprefix("critic/") for p in paths(result) if re.fullmatch(r"critic/.*\d/latent", p)
+    ]
 
 
 ACTORS = """
@@ -364,7 +366,11 @@ def test_the_result_is_plain_data(env):
 def test_long_plays_are_replayed_in_batches(env):
     model = composer.compose(PLAIN, env=env, seed=0)
     record = recorded(model, env, 300)
-    assert [(b.start, b.end) for b in batches_of(model, record)] == [(0, 128), (128, 256), (256, 300)]
+    assert [(b.start, b.end) for b in batches_of(model, record)] == [
+        (0, 128),
+        (128, 256),
+        (256, 300),
+    ]
 
 
 # --- what cannot be probed ---
@@ -399,10 +405,10 @@ def test_what_is_given_wrongly_is_told(env):
     refused(model, None, message="probe acts in an environment: probe(model, env)")
     refused(nn.Linear(1, 1), env, message="probe takes a Model, got a Linear")
     meta = composer.compose(PLAIN, env=env, device="meta", seed=0)
-    refused(
-        meta, env, message="this model has no weights yet; call model.materialize(device)"
+    refused(meta, env, message="this model has no weights yet; call model.materialize(device)")
+    message = (
+        "probe acts in one environment, got a vector environment; give one of its environments"
     )
-    message = "probe acts in one environment, got a vector environment; give one of its environments"
     vector = gymnasium.make_vec("CartPole-v1", 2)
     refused(model, vector, message=message)
     vector.close()
