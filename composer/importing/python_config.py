@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 from composer.errors import Position, Problem, SpecError
 from composer.importing.taken import CLASS, Code
 from composer.source.values import MAX_DEPTH, Located, check_size
 
-__all__ = ["python_mappings"]
+__all__ = ["python_arguments", "python_mappings"]
+
+_Result = TypeVar("_Result")
 
 _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -28,15 +30,47 @@ def python_mappings(text: str, file: str) -> dict[str, Located]:
     A class has the attributes of its bases in the file, and what `__post_init__` assigns to ``self``. A class or a call
     says its name under ``__class__``. What needs to be run is `Code`. Raises SpecError for what is no Python.
     """
+    return _reading(text, file, lambda tree, module: module.read(tree.body))
+
+
+def python_arguments(text: str, file: str, names: Collection[str]) -> list[tuple[str, Located]]:
+    """What calls anywhere in the file are given for arguments of these ``names``, and dicts hold under them.
+
+    Only mappings are returned, each with its name, in the order of the file. Raises SpecError for what is no Python.
+    """
+
+    def arguments(tree: ast.Module, module: _Module) -> list[tuple[str, Located]]:
+        module.read(tree.body)
+        given: list[tuple[str, ast.expr]] = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                given += [(k.arg, k.value) for k in node.keywords if k.arg in names]  # type: ignore[misc]
+            elif isinstance(node, ast.Dict):
+                pairs = zip(node.keys, node.values, strict=True)
+                given += [
+                    (k.value, v)
+                    for k, v in pairs
+                    if isinstance(k, ast.Constant) and k.value in names
+                ]  # type: ignore[misc]
+        given.sort(key=lambda pair: (pair[1].lineno, pair[1].col_offset))
+        values = [(name, module.value(node)) for name, node in given]
+        return [(name, value) for name, value in values if isinstance(value.value, dict)]
+
+    return _reading(text, file, arguments)
+
+
+def _reading(text: str, file: str, read: Callable[[ast.Module, _Module], _Result]) -> _Result:
+    """What ``read`` makes of the file. Raises SpecError for what is no Python."""
     try:
-        tree = ast.parse(text)
-        return _Module(file).read(tree.body)
+        return read(ast.parse(text), _Module(file))
     except SyntaxError as error:
         place = Position(file, error.lineno or 1, error.offset or 1)
         message = f"this is not valid Python: {error.msg}"
     except (RecursionError, MemoryError):
         place, message = Position(file, 1, 1), "this Python is nested too deep"
     except ValueError as error:  # a NUL, or a number of too many digits
+        if isinstance(error, SpecError):
+            raise
         place, message = Position(file, 1, 1), f"this is not valid Python: {error}"
     raise SpecError([Problem(message, (), place)])
 

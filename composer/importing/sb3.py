@@ -1,89 +1,22 @@
-"""The policies of Stable-Baselines3 and sb3-contrib: their ``policy_kwargs`` as a spec."""
+"""The networks of Stable-Baselines3 and sb3-contrib: ``policy_kwargs`` as a spec."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from composer.importing.imported import Imported
 from composer.importing.nodes import ACTION, OBSERVATION, Nodes
-from composer.importing.sb3_spaces import Seen
+from composer.importing.sb3_policies import ACTIVATIONS, ALGORITHMS, EXTRACTORS, Agent, last_name
 from composer.importing.taken import Taken
 from perception_blocks.words import describe, hint
 
-__all__ = ["ALGORITHMS", "EXTRACTORS", "Agent", "fill_in"]
+__all__ = ["fill_in"]
 
-EXTRACTORS = {  # of the policies, by the end of their names
-    "MlpPolicy": "FlattenExtractor",
-    "CnnPolicy": "NatureCNN",
-    "MultiInputPolicy": "CombinedExtractor",
-    "MlpLstmPolicy": "FlattenExtractor",
-    "CnnLstmPolicy": "NatureCNN",
-    "MultiInputLstmPolicy": "CombinedExtractor",
-}
-_ACTIVATIONS = {
-    "CELU": "celu",
-    "ELU": "elu",
-    "GELU": "gelu",
-    "Hardtanh": "hardtanh",
-    "Identity": "identity",
-    "LeakyReLU": "leaky_relu",
-    "Mish": "mish",
-    "PReLU": "prelu",
-    "ReLU": "relu",
-    "ReLU6": "relu6",
-    "SELU": "selu",
-    "SiLU": "silu",
-    "Sigmoid": "sigmoid",
-    "Softplus": "softplus",
-    "Softsign": "softsign",
-    "Tanh": "tanh",
-}
 _SQRT_2 = 1.414214
 _FEATURES = "features"  # the node that an extractor ends with
 _HEAD = f"policy.heads.{ACTION}.linear"
 _LOG_STD = f"policy.distributions.{ACTION}.log_std"
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """What an algorithm builds without ``policy_kwargs``."""
-
-    actor: str  # what its policy is: actor_critic, dqn, sac or td3
-    units: tuple[int, ...]
-    units_of_images: tuple[int, ...] = ()  # behind a NatureCNN
-    activation: str = "ReLU"
-    critics: int = 0  # Q functions
-
-
-ALGORITHMS = {
-    "ppo": Algorithm("actor_critic", (64, 64), activation="Tanh"),
-    "a2c": Algorithm("actor_critic", (64, 64), activation="Tanh"),
-    "trpo": Algorithm("actor_critic", (64, 64), activation="Tanh"),
-    "ppo_lstm": Algorithm("actor_critic", (64, 64), activation="Tanh"),
-    "ppo_mask": Algorithm("actor_critic", (64, 64), activation="Tanh"),
-    "dqn": Algorithm("dqn", (64, 64)),
-    "sac": Algorithm("sac", (256, 256), (256, 256), critics=2),
-    "td3": Algorithm("td3", (400, 300), (256, 256), critics=2),
-    "ddpg": Algorithm("td3", (400, 300), (256, 256), critics=1),
-}
-
-
-@dataclass(frozen=True)
-class Agent:
-    """What is known of an agent beside its ``policy_kwargs``.
-
-    ``seen`` are its observations, None where they are not known; ``action`` is the class of its space of actions.
-    ``shares_first`` says that a list as ``net_arch`` means shared layers, as it did before version 1.8.
-    """
-
-    algorithm: str
-    extractor: str
-    use_sde: bool = False
-    seen: list[Seen] | None = None
-    action: str | None = None
-    shares_first: bool = False
 
 
 def fill_in(out: Imported, agent: Agent, kwargs: Taken) -> None:
@@ -127,7 +60,7 @@ class _Reader:
     def _extractor(self) -> str:
         if not self.kwargs.has("features_extractor_class"):
             return self.agent.extractor
-        name = _last_name(self.kwargs["features_extractor_class"])
+        name = last_name(self.kwargs["features_extractor_class"])
         known = sorted(set(EXTRACTORS.values()))
         if name not in known:
             reason = (
@@ -138,12 +71,12 @@ class _Reader:
 
     def _activation(self) -> str:
         if not self.kwargs.has("activation_fn"):
-            return _ACTIVATIONS[self.algorithm.activation]
-        name = _last_name(self.kwargs["activation_fn"])
-        if name not in _ACTIVATIONS:
-            reason = f"there is no activation {name!r}{hint(name, _ACTIVATIONS)}"
+            return ACTIVATIONS[self.algorithm.activation]
+        name = last_name(self.kwargs["activation_fn"])
+        if name not in ACTIVATIONS:
+            reason = f"there is no activation {name!r}{hint(name, ACTIVATIONS)}"
             raise self.kwargs.refusal("activation_fn", reason)
-        return _ACTIVATIONS[name]
+        return ACTIVATIONS[name]
 
     def _units(self) -> tuple[list[int], list[int], list[int]]:
         """The sizes of the layers that both share, of the policy, and of the critic."""
@@ -431,10 +364,3 @@ def _of_each(pairs: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
                 ours = ours.removeprefix("critic.")
                 every.append((f"critic.{target}{member}{ours}", there))
     return every
-
-
-def _last_name(value: object) -> str:
-    """``ReLU`` of ``nn.ReLU``, and of ``<class 'torch.nn.modules.activation.ReLU'>``."""
-    if isinstance(value, Taken) and isinstance(value.get("__class__"), str):
-        return str(value["__class__"])
-    return str(value).removeprefix("<class '").removesuffix("'>").rpartition(".")[2]

@@ -11,8 +11,9 @@ from composer.importing.document import Document
 from composer.importing.imported import Imported, finished
 from composer.importing.kinds import Kind
 from composer.importing.python_config import python_mappings
-from composer.importing.sb3 import ALGORITHMS, EXTRACTORS, Agent, fill_in
+from composer.importing.sb3 import fill_in
 from composer.importing.sb3_archive import Sb3Archive
+from composer.importing.sb3_policies import ALGORITHMS, EXTRACTORS, Agent
 from composer.importing.sb3_spaces import action_of, observations_of
 from composer.importing.taken import Taken
 from composer.source.values import Located

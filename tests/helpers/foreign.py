@@ -5,17 +5,17 @@ import torch
 import composer
 
 
-def imported(folder, text, name="config.yaml", **arguments):
+def imported(folder, text, file="config.yaml", **arguments):
     """What becomes of a configuration with this ``text``."""
-    path = folder / name
+    path = folder / file
     path.write_text(text)
     return composer.import_config(path, **arguments)
 
 
-def refusal(folder, text, name="config.yaml", **arguments):
+def refusal(folder, text, file="config.yaml", **arguments):
     """The message with which it is refused, without the folder."""
     try:
-        imported(folder, text, name, **arguments)
+        imported(folder, text, file, **arguments)
     except composer.SpecError as error:
         return str(error).replace(f"{folder}/", "")
     raise AssertionError("it was not refused")
