@@ -20,7 +20,8 @@ _NORMAL = {"kaiming_normal": {"nonlinearity": "linear"}}
 _LEAKY = {"activation": "leaky_relu"}
 _VISUAL = {  # what brings an image to hidden_units features
     "simple": {
-        "block": "strided_conv_dense", "hidden_channels": [16, 32], "hidden_kernels": [8, 4], "strides": [4, 2], **_LEAKY,
+        "block": "strided_conv_dense", "hidden_channels": [16, 32], "hidden_kernels": [8, 4],
+        "strides": [4, 2], **_LEAKY,
     },
     "nature_cnn": {"block": "nature_cnn_dense", **_LEAKY},
     "match3": {"block": "strided_conv_dense", "hidden_channels": [35, 144], "hidden_kernels": 3, **_LEAKY},
@@ -74,12 +75,19 @@ def _on(base: Located, node: Located) -> Located:
     """``node`` with the keys of ``base`` that it does not have, at any depth."""
     if not (isinstance(base.value, dict) and isinstance(node.value, dict)):
         return node
-    values = {key: _on(base.value[key], inner) if key in base.value else inner for key, inner in node.value.items()}
+    values = {
+        key: _on(base.value[key], inner) if key in base.value else inner
+        for key, inner in node.value.items()
+    }
     return Located({**base.value, **values}, node.position, node.key_position)
 
 
 def _training(top: Taken, settings: Taken) -> list[Path]:
-    return [path for path in top.left() if path[: len(settings.path)] != settings.path or not settings.path]
+    return [
+        path
+        for path in top.left()
+        if path[: len(settings.path)] != settings.path or not settings.path
+    ]
 
 
 def _fill_in(out: Imported, settings: Taken, trainer: str) -> None:
@@ -94,11 +102,15 @@ def _fill_in(out: Imported, settings: Taken, trainer: str) -> None:
         out.note(f"{memory.name()}: the forget gates begin with a bias of 1 there, of 0 here")
     init = {"init": {"body": _NORMAL, "heads": _NORMAL}}
     out.spec["policy"] = {**init, "template": template}
-    out.note("heads: their weights begin at a fifth of this size there, and those of choices at a tenth")
+    out.note(
+        "heads: their weights begin at a fifth of this size there, and those of choices at a tenth"
+    )
     if trainer == "ppo":
         out.spec["critic"] = {**init, "template": template}
         rule = {"distribution": "gaussian", "log_std": "learned"}
-        out.note("actions: numbers are clipped at 3 and divided by 3 there, here they are in the units of the space")
+        out.note(
+            "actions: numbers are clipped at 3 and divided by 3 there, here they are in the units of the space"
+        )
     else:
         out.spec["critic"] = {"kind": "state_action", "ensemble": 2, **init, "template": template}
         rule = {"distribution": "squashed_gaussian", "log_std": "state"}
@@ -106,7 +118,10 @@ def _fill_in(out: Imported, settings: Taken, trainer: str) -> None:
     out.spec["distributions"] = [{"space": "box", **rule, "optional": True}]
     _visual(out, settings, units)
     if settings.flag("normalize", False):
-        out.note(f"{settings.name('normalize')}: name the vectors under 'normalize:'; clipped at 5 deviations there, at 10 here")
+        key = settings.name("normalize")
+        out.note(
+            f"{key}: name the vectors under 'normalize:'; clipped at 5 deviations there, at 10 here"
+        )
     settings.ask("deterministic")
     goals = settings.node.value.get("goal_conditioning_type")
     if goals is not None and goals.value == "none":  # a layer that reads goals is no block
@@ -119,10 +134,14 @@ def _visual(out: Imported, settings: Taken, units: int) -> None:
         return
     kind = settings.text("vis_encode_type")
     if kind == "resnet":
-        out.note(f"{settings.name('vis_encode_type')}: 'resnet' pools without padding; the nearest block is impala_cnn")
+        out.note(
+            f"{settings.name('vis_encode_type')}: 'resnet' pools without padding; the nearest block is impala_cnn"
+        )
         return
     if kind not in _VISUAL:
-        raise settings.refusal("vis_encode_type", f"there is no encoder {kind!r}{hint(kind, [*_VISUAL, 'resnet'])}")
+        raise settings.refusal(
+            "vis_encode_type", f"there is no encoder {kind!r}{hint(kind, [*_VISUAL, 'resnet'])}"
+        )
     node = dump_flow({"image": {**_VISUAL[kind], "hidden_units": units}})[1:-1]
     out.note(f"{settings.name('vis_encode_type')}: for images add this to both templates: {node}")
 

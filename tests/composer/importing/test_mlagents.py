@@ -66,13 +66,18 @@ def test_what_an_image_needs_can_be_added_as_it_is_told(tmp_path):
     result = imported(tmp_path, WALKER, name="Walker")
     (note,) = [note for note in result.notes if "vis_encode_type" in note]
     where, _, node = note.partition("templates: ")
-    assert where == "behaviors.Walker.network_settings.vis_encode_type: for images add this to both "
+    assert (
+        where == "behaviors.Walker.network_settings.vis_encode_type: for images add this to both "
+    )
     for part in ("policy", "critic"):
         result.spec[part]["template"] |= yaml.safe_load(node)
     seen = Dict(camera=Box(0, 255, (64, 64, 3), "uint8"), body=Box(-1, 1, (4,)))
     model = composed(result, seen)
     assert model.policy.get_submodule("camera_features.conv.convs.1").out_channels == 32
-    assert model.policy.get_submodule("camera_features.flatten_dense.dense.linears.0").out_features == 512
+    assert (
+        model.policy.get_submodule("camera_features.flatten_dense.dense.linears.0").out_features
+        == 512
+    )
 
 
 def test_q_functions(tmp_path):
@@ -80,7 +85,8 @@ def test_q_functions(tmp_path):
     assert result.left == []
     assert result.spec["critic"]["ensemble"] == 2
     assert result.spec["policy"]["template"]["trunk"]["hidden_units"] == [64, 64]
-    assert composed(result).critic.kind == "state_action"
+    state = composed(result).state_dict()
+    assert state["critic.ensemble.1.latent.linears.1.weight"].shape == (64, 64)
 
 
 def test_the_defaults(tmp_path):
@@ -100,10 +106,10 @@ REFUSED = {
         "'simple'?"
     ),
     SETTINGS % "hidden_units: many": (
-        "config.yaml:1:39: behaviors.Ball.network_settings.hidden_units: must be a whole number of at least 1, got 'many'"
+        "config.yaml:1:39: behaviors.Ball.network_settings.hidden_units: must be a whole number of at least 1, got the text 'many'"
     ),
     "behaviors: {Ball: {}, Cube: {}}": (
-        "config.yaml:1:12: behaviors: it has 2 behaviors; say which with --class, or name=: 'Ball', 'Cube'"
+        "config.yaml:1:1: behaviors: it has 2 behaviors; say which with --class, or name=: 'Ball', 'Cube'"
     ),
 }
 
