@@ -65,6 +65,8 @@ def run_import(arguments: argparse.Namespace) -> Iterator[str]:
 
 def _check_usage(arguments: argparse.Namespace) -> None:
     out = arguments.output
+    if arguments.weights is None and out is not None and out.endswith(CHECKPOINT):
+        arguments.weights = _weights_in(arguments.file)
     if arguments.weights is None:
         if out is not None and out.endswith(CHECKPOINT):
             arguments.usage_error(f"a {CHECKPOINT} file holds weights: give --weights CKPT as well")
@@ -77,13 +79,27 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         arguments.usage_error(f"--weights needs -o FILE{CHECKPOINT}: spec and weights in one file")
 
 
+def _weights_in(file: str) -> str | None:
+    """``file`` where it holds weights itself, as an agent of Stable-Baselines3 does."""
+    from composer.importing.document import Document
+
+    return file if Document(file).is_archive else None
+
+
 def _with_weights(arguments: argparse.Namespace, imported: Imported, text: str) -> Iterator[str]:
-    from composer.importing.adopting import adopt_weights
+    from composer.importing.adopting import NOT_USED, adopt_weights
     from composer.importing.checkpoints import read_checkpoint
 
     weights = read_checkpoint(arguments.weights)
     model = _model(arguments, text, device="cpu")
     report = adopt_weights(model, weights.tensors, imported.weights)
+    missing = [line for line in report.skipped if not line.startswith(NOT_USED)]
+    if missing:
+        lines = "\n  ".join(missing)
+        raise UserError(
+            f"{arguments.weights!r} does not fill the model of {arguments.file!r}; give the configuration that it was "
+            f"trained with\n  {lines}"
+        )
     model.save(arguments.output)
     yield from imported.differences(arguments.verbose)
     yield str(report)

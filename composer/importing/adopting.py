@@ -16,11 +16,12 @@ from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import format_shape
 from perception_blocks.words import did_you_mean, few_of
 
-__all__ = ["adopt_weights"]
+__all__ = ["NOT_USED", "adopt_weights"]
 
 Pairs = Iterable[tuple[str, str]]
 
 _TERM = re.compile(r"(?:(log|transposed)\()?([^()\[\]#+]+?)(?:#(\d+))?(\))?(?:\[(\d*):(\d*)\])?")
+NOT_USED = "not used: "  # begins the line of a report about tensors of the file
 _FIRST_LAYER = "_l0"  # ends the names of our recurrent layers, each of which has one
 _EPSILON = 1e-8  # that a NormalizeBlock adds to the variance
 
@@ -98,9 +99,9 @@ def adopt_weights(
         raise CheckpointError(
             f"nothing of the weights fits: they are of another network\n  {lines}"
         )
-    unused = [name for name in tensors if name not in adoption.used]
+    unused = adoption.unused()
     if unused:
-        report.skipped.append(f"not used: {few_of(unused)}")
+        report.skipped.append(f"{NOT_USED}{few_of(unused)}")
     return report
 
 
@@ -211,6 +212,15 @@ class _Adoption:
             if name not in self.adopted and other is not None:
                 self.adopted[name] = self.adopted[other]
 
+    def unused(self) -> list[str]:
+        """The names there of tensors that no pair took, under this name or another one of the same numbers."""
+        same = {_place(self._tensors[name]) for name in self.used}
+        return [
+            n
+            for n, tensor in self._tensors.items()
+            if n not in self.used and _place(tensor) not in same
+        ]
+
     def refuse_nan(self) -> None:
         wrong = [self.origins.get(n, n) for n, tensor in self.adopted.items() if has_nan(tensor)]
         if wrong:
@@ -224,6 +234,12 @@ def _named(module: str, layer: str | None, rest: str) -> str:
     if layer is not None:
         rest = f"{rest.removesuffix(_FIRST_LAYER)}_l{layer}"
     return f"{module}{rest}"
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Where the numbers of a tensor are: equal for two names of one tensor."""
+    start = tensor.data_ptr() if tensor.numel() else id(tensor)
+    return start, tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _transposed(tensor: Tensor) -> Tensor:

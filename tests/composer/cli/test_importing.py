@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stable_baselines3 import PPO
 from torch import nn
 
 import composer
@@ -132,6 +133,33 @@ def test_weights_of_another_network_are_named_and_nothing_is_written(capsys):
     )
     assert "policy.latent.linears.0.weight" in error
     assert not os.path.exists("agent.safetensors")
+
+
+def test_weights_that_do_not_fill_the_model_are_an_error(capsys):
+    weights = {name: t for name, t in checkpoint().items() if "value" not in name}
+    torch.save({"model": {**weights, "a2c_network.extra": torch.zeros(1)}}, "cartpole.pth")
+    status, _, error = run(
+        capsys, "cartpole.yaml", "--env", "CartPole-v1", "--weights", "cartpole.pth", "-o", "agent.safetensors"
+    )  # fmt: skip
+    assert (status, error) == (
+        1,
+        "composer import: 'cartpole.pth' does not fill the model of 'cartpole.yaml'; give the configuration that it was "
+        "trained with\n"
+        "  critic.value.linear.weight (1, 8) is not in the file, as 'model.a2c_network.value.weight'\n"
+        "  critic.value.linear.bias (1,) is not in the file, as 'model.a2c_network.value.bias'\n",
+    )
+    assert not os.path.exists("agent.safetensors")
+
+
+def test_an_agent_of_stable_baselines3_brings_its_weights(capsys):
+    PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu", seed=0).save("agent.zip")
+    status, out, _ = run(capsys, "agent.zip", "--env", "CartPole-v1", "-o", "agent.safetensors")
+    assert status == 0
+    assert "12 tensors loaded, 0 differences\n" in out
+    agent = PPO.load("agent.zip", device="cpu")
+    x = torch.randn(5, 4)
+    model = composer.load("agent.safetensors")
+    torch.testing.assert_close(model.critic.value(x), agent.policy.predict_values(x).squeeze(-1))
 
 
 def test_a_file_that_is_there_is_not_overwritten(capsys):

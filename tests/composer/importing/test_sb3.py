@@ -119,7 +119,8 @@ ACTOR_CRITICS = {
 def test_actor_critics(name, tmp_path):
     algorithm, policy, observations, actions, kwargs = ACTOR_CRITICS[name]
     agent = saved(tmp_path, algorithm, policy, observations, actions, policy_kwargs=kwargs)
-    imported, model, _ = adopted(tmp_path, observations, actions)
+    imported, model, report = adopted(tmp_path, observations, actions)
+    assert report.skipped == []
     seen = samples(observations)
     with torch.no_grad():
         logits, values = model(seen)
