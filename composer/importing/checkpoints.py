@@ -22,6 +22,7 @@ __all__ = ["ForeignWeights", "read_checkpoint"]
 
 MOST_LEVELS = 8  # of mappings in mappings
 _FIRST_OF_Q = re.compile(r"critic(_target)?\.qf\d+\.0\.weight")
+_COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module
 _OPTIMIZER = {"state", "param_groups"}  # the keys of its state
 
 
@@ -91,6 +92,7 @@ def _collect(value: object, name: str, weights: ForeignWeights, levels: int) -> 
         weights.tensors[name] = value
     elif isinstance(value, Mapping) and levels and not value.keys() >= _OPTIMIZER:
         for key, inner in value.items():
-            _collect(inner, f"{name}.{key}" if name else str(key), weights, levels - 1)
+            key = str(key).replace(_COMPILED, "")
+            _collect(inner, f"{name}.{key}" if name else key, weights, levels - 1)
     else:
         weights.others.append(name)
