@@ -162,16 +162,21 @@ class _Module:
         """``Class(key=value)`` as a mapping, on the attributes of the class where it is in the file."""
         name = ast.unparse(node.func)
         given = {k.arg: self.value(k.value) for k in node.keywords if k.arg is not None}
-        if name.rpartition(".")[2] == "field":
+        if name in ("field", "dataclasses.field"):
             first = next((given[key] for key in _FIRST_OF_FIELD if key in given), None)
             return Located(Code(ast.unparse(node)), self._at(node)) if first is None else first
         known = self._lookup(name)
         if known is not None and isinstance(known.value, dict):
             return self._sized({**known.value, **given}, node)
-        if node.args or len(given) < len(node.keywords):  # what they mean is not known here
+        last = name.rpartition(".")[2]
+        is_class = last[:1].isupper() and name.replace(".", "").isidentifier()
+        named = not node.args and len(given) == len(
+            node.keywords
+        )  # what others mean is not known here
+        if not named or not (is_class or name == "dict"):
             return Located(Code(ast.unparse(node)), self._at(node))
         if name != "dict":
-            given[CLASS] = Located(name.rpartition(".")[2], self._at(node))
+            given[CLASS] = Located(last, self._at(node))
         return self._sized(given, node)
 
     def _number(self, node: ast.expr) -> float | int | None:

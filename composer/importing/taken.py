@@ -80,6 +80,8 @@ class Taken(Mapping[str, Any]):
         """The paths that nobody asked for, in the order of the file; of what is below them nothing."""
         paths: list[Path] = []
         for key in self:
+            if key == CLASS:
+                continue
             paths += _left(self._views.get(key)) if key in self._asked else [(*self.path, key)]
         return paths
 
