@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterable, MutableMapping
 from typing import Any, TypeVar
 
 from composer.errors import Position, Problem, SpecError
 from composer.importing.taken import CLASS, Code
-from composer.source.values import MAX_DEPTH, Located, check_size
+from composer.source.values import MAX_DEPTH, MAX_SIZE, Located, check_size
 
 __all__ = ["python_arguments", "python_mappings"]
 
@@ -76,11 +77,15 @@ def _reading(text: str, file: str, read: Callable[[ast.Module, _Module], _Result
 
 
 class _Module:
-    """Reads statements; ``names`` are what they have defined: classes, and values of plain assignments."""
+    """Reads statements; ``names`` are what they have defined: classes, and values of plain assignments.
 
-    def __init__(self, file: str, names: Mapping[str, Located] | None = None) -> None:
+    All mappings together have at most `MAX_SIZE` values, which copies of bases count against.
+    """
+
+    def __init__(self, file: str) -> None:
         self._file = file
-        self.names: dict[str, Located] = dict(names or {})
+        self._size = 0
+        self.names: MutableMapping[str, Located] = {}
 
     def read(self, body: Iterable[ast.stmt]) -> dict[str, Located]:
         for item in body:
@@ -99,14 +104,14 @@ class _Module:
 
     def _function(self, function: ast.FunctionDef) -> None:
         """What it returns, with the plain assignments before it."""
-        inner = _Module(self._file, self.names)
+        outer = self.names
+        self.names = ChainMap({}, outer)  # what is assigned in a function stays there
         for item in function.body:
-            inner._assign(item)
+            self._assign(item)
             if isinstance(item, ast.Return) and item.value is not None:
-                value = inner.value(item.value)
-                if isinstance(value.value, dict):
-                    self.names[function.name] = value
-                return
+                outer[function.name] = self.value(item.value)
+                break
+        self.names = outer
 
     def _class(self, item: ast.ClassDef) -> Located:
         values: dict[str, Located] = {}
@@ -211,6 +216,10 @@ class _Module:
     ) -> Located:
         located = Located(value, self._at(node))
         check_size(located, located.position, "the file")
+        self._size += located.size
+        if self._size > MAX_SIZE:
+            message = f"the file grows to more than {MAX_SIZE} values"
+            raise SpecError([Problem(message, (), located.position)])
         return located
 
 

@@ -83,6 +83,8 @@ def no_file(path: str) -> str | None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
+        if os.path.islink(path):
+            return f"{name!r} is a link to a file that is not there"
         return f"there is no file {name!r}" + near_file(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
