@@ -43,11 +43,13 @@ from composer.cli.options import (
     add_schema_options,
     add_spec,
     add_training_options,
+    add_watching_options,
 )
 from composer.cli.prove import run_prove
 from composer.cli.run import add_run_options, run_experiment, with_overrides
 from composer.cli.runs import add_compare_options, add_eval_options, model_of, run_compare, run_eval
 from composer.cli.train import run_train, take_config
+from composer.cli.watch import run_watch
 from composer.errors import RefusedError, SpecError
 from composer.source.files import real_path
 from perception_blocks.words import readable, wrapped
@@ -335,6 +337,14 @@ def _draw(arguments: argparse.Namespace) -> None:
     _say(f"wrote {path}")
 
 
+def _watch(arguments: argparse.Namespace) -> None:
+    def say(text: str) -> None:
+        _say(text)
+        sys.stdout.flush()  # it is waited for, also through a pipe
+
+    run_watch(arguments, say)
+
+
 def _export(arguments: argparse.Namespace) -> None:
     model = composed_model(arguments)
     if is_action_model(model.source):
@@ -465,6 +475,11 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
         _draw,
         add_draw_options,
         "draw policy and critic, an action model, or the calls of an experiment, in one picture",
+    ),
+    "watch": (
+        _watch,
+        add_watching_options,
+        "show the picture of a spec in the browser, drawn anew whenever a file of it is saved",
     ),
     "export": (
         _export,

@@ -1,0 +1,65 @@
+"""The command `composer watch`: its options, and what it starts. It imports heavy libraries only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+
+from composer.cli.loading import UserError, is_checkpoint
+from composer.source.files import is_regular, near_file
+from perception_blocks.registry import MissingExtraError, needs_extra
+
+__all__ = ["add_watch_options", "run_watch"]
+
+NEEDED = ("starlette", "uvicorn", "watchfiles")
+
+
+def add_watch_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "the port on this machine at which the page is (default: any that is free)"
+    add("--port", metavar="N", type=_port, default=0, help=text)
+    add(
+        "--open", metavar="COMMAND", dest="command_to_open",
+        help="opens a place that is clicked, such as 'code -g {file}:{line}' (default: the place is copied)",
+    )  # fmt: skip
+
+
+def _port(text: str) -> int:
+    """A number of a port. Raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"write a number from 0 to 65535, got {text!r}")
+    return int(text)
+
+
+def run_watch(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Serve the picture until Ctrl-C; ``say`` gets the address."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(needs_extra("a live picture", missing, "editor"))
+    file = arguments.file
+    if is_checkpoint(file):
+        raise UserError(f"{file} is a checkpoint, which does not change; composer watch takes a spec")
+    if not is_regular(file):
+        is_there = "is no file" if os.path.exists(file) else "does not exist"
+        raise UserError(f"{file!r} {is_there}{near_file(file)}")
+    import asyncio
+
+    from composer.editor.watch_look import Request, look_at
+    from composer.editor.watch_opener import Opener
+    from composer.editor.watch_server import listening, serve
+    from composer.editor.watch_state import Watch
+
+    command = arguments.command_to_open
+    opener = None if command is None else Opener(command)
+    request = Request(
+        file, arguments.env, tuple(arguments.allow), tuple(arguments.overrides), dict(arguments.limits)
+    )
+
+    async def run() -> None:
+        watch = Watch(file, lambda given_up: look_at(request, given_up))
+        await serve(watch, server, opener, say)
+
+    with listening(arguments.port) as server:
+        asyncio.run(run())
