@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable
+from contextlib import closing
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from composer.cli.loading import UserError, is_checkpoint
 from composer.source.files import is_regular, near_file
 from perception_blocks.registry import MissingExtraError, needs_extra
 
+if TYPE_CHECKING:
+    from composer.editor.watch_state import Watch
+
 __all__ = ["add_watch_options", "run_watch"]
 
 NEEDED = ("starlette", "uvicorn", "watchfiles")
+ENDING = 1.0  # seconds for a look that is given up
 
 
 def add_watch_options(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +53,7 @@ def run_watch(arguments: argparse.Namespace, say: Callable[[str], None]) -> None
         raise UserError(f"{file!r} {is_there}{near_file(file)}")
     import asyncio
 
-    from composer.editor.watch_look import Request, look_at
+    from composer.editor.watch_look import Looker, Request
     from composer.editor.watch_opener import Opener
     from composer.editor.watch_server import listening, serve
     from composer.editor.watch_state import Watch
@@ -57,9 +64,17 @@ def run_watch(arguments: argparse.Namespace, say: Callable[[str], None]) -> None
         file, arguments.env, tuple(arguments.allow), tuple(arguments.overrides), dict(arguments.limits)
     )
 
-    async def run() -> None:
-        watch = Watch(file, lambda given_up: look_at(request, given_up))
-        await serve(watch, server, opener, say)
+    looker = Looker(request)
+    watch = Watch(file, looker.look)
+    with listening(arguments.port) as server, closing(looker):
+        asyncio.run(serve(watch, server, opener, say))
+    _end(watch)
 
-    with listening(arguments.port) as server:
-        asyncio.run(run())
+
+def _end(watch: Watch) -> None:
+    """End the process, at once where a look does not come to its end: Python would abort, not leave its thread."""
+    end = time.monotonic() + ENDING
+    while watch.is_looking and time.monotonic() < end:
+        time.sleep(0.02)
+    if watch.is_looking:
+        os._exit(0)

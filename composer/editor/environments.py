@@ -61,6 +61,14 @@ class SpaceKeeper:
     def __init__(self, time_limit: float = TIME_LIMIT) -> None:
         self.time_limit = time_limit
         self._kept: dict[object, MadeSpaces | _Failure] = {}
+        self._process: subprocess.Popen[str] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """End the process that makes an environment, if there is one; none is started from here on."""
+        self._closed = True
+        if self._process is not None:
+            _kill(self._process)
 
     def of_environment(
         self, environment: str, allow: Sequence[str], path: Path, position: Position | None
@@ -116,6 +124,9 @@ class SpaceKeeper:
             encoding="utf-8",
             start_new_session=True,  # what it starts ends with it
         )
+        self._process = process
+        if self._closed:  # by another thread
+            _kill(process)
         try:
             written, _ = process.communicate(json.dumps(asked), self.time_limit)
             answer = json.loads(written)
@@ -128,6 +139,7 @@ class SpaceKeeper:
             reason = f"the process that makes {environment!r} ended with status {status}"
             return _Failure(time.monotonic(), reason=reason)
         finally:
+            self._process = None
             _end(process)
         if "problems" in answer:
             return _Failure(time.monotonic(), tuple((m, e) for m, e in answer["problems"]))
@@ -137,10 +149,14 @@ class SpaceKeeper:
 
 def _end(process: subprocess.Popen[str]) -> None:
     """End a process and all that it has started."""
+    _kill(process)
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        process.communicate()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-    with contextlib.suppress(BrokenPipeError, ValueError):
-        process.communicate()

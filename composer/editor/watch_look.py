@@ -19,15 +19,21 @@ from composer.diagram.html import to_svg
 from composer.diagram.picture import Picture
 from composer.diagram.render import GivenUp
 from composer.diagram.sketch import sketch
+from composer.editor.environments import SpaceKeeper, SpacesUnknownError
+from composer.editor.given import Settings, given_spaces
 from composer.errors import Path, Position, Problem, SpecError
 from composer.model import compose
+from composer.source.files import read_text
 from composer.source.load import Source, load_source
+from composer.spaces.lookup import Spaces, recalled_spaces
+from composer.spec.model_spec import ModelSpec
+from composer.spec.read import read_spec
 from composer.spec.top_level import is_network
 from composer.summary.table import percent
-from composer.trust import import_allowed
+from composer.trust import import_allowed, import_extensions
 from perception_blocks.words import printable
 
-__all__ = ["Drawing", "Look", "Place", "Request", "ShownBox", "look_at"]
+__all__ = ["Drawing", "Look", "Looker", "Place", "Request", "ShownBox"]
 
 SECONDS = 20.0  # that layout may take
 _PLACE = re.compile(r"(.+):(\d+):(\d+)", re.DOTALL)
@@ -41,10 +47,6 @@ class Request(NamedTuple):
     allow: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     limits: Mapping[str, int] | None = None
-
-
-class UnknownSpacesError(ValueError):
-    """What a model would observe is not known."""
 
 
 class Place(NamedTuple):
@@ -103,26 +105,79 @@ class Look:
     seconds: float
 
 
-def look_at(request: Request, given_up: GivenUp | None = None) -> Look:
-    """Read, compose and draw a spec. Raises nothing for what a user wrote."""
-    begun = time.perf_counter()
-    files: Sequence[str] = (request.file,)
-    problems: Sequence[Problem] = ()
-    drawing = None
-    try:
-        import_allowed(request.allow)
-        source = load_source(
-            FilePath(request.file), request.overrides, request.allow, registered_spec
+class Looker:
+    """Looks at one spec again and again; the spaces of its environment are kept."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._spaces = SpaceKeeper()
+
+    def close(self) -> None:
+        """End what is running for a look in another thread."""
+        self._spaces.close()
+
+    def look(self, given_up: GivenUp | None = None) -> Look:
+        """Read, compose and draw the spec. Raises nothing for what a user wrote."""
+        begun = time.perf_counter()
+        request = self._request
+        files: Sequence[str] = (request.file,)
+        problems: Sequence[Problem] = ()
+        drawing = None
+        try:
+            import_allowed(request.allow)
+            source = load_source(
+                FilePath(request.file), request.overrides, request.allow, registered_spec
+            )
+            files = (request.file, *source.files)
+            import_extensions(source, request.allow)
+            drawing = _drawing(self._picture(source), given_up)
+        except SpecError as error:
+            problems = error.problems
+        except (ValueError, ImportError, SpacesUnknownError) as error:  # of ours, without a place
+            problems = [Problem(str(error))]
+        except (Exception, SystemExit) as error:  # of a user's class
+            problems = [_raised(error)]
+        return Look(drawing, problems, files, time.perf_counter() - begun)
+
+    def _picture(self, source: Source) -> Picture:
+        """Of a model, an experiment, or a network without actions. Raises as composing does, and for plain PyTorch."""
+        _, _, allow, _, limits = self._request
+        if is_experiment(source.data):
+            return picture_of(read_experiment(source, allow=allow))
+        if is_network(source.data):
+            return sketch(compose_network(source, allow=allow, device="meta", seed=0, limits=limits))
+        spec = read_spec(source, allow, makes_environment=True, limits=limits)
+        spaces = (None, None) if spec.model is not None else self._spaces_of(spec)
+        observation_space, action_space = spaces
+        model = compose(
+            source,
+            observation_space=observation_space,
+            action_space=action_space,
+            allow=allow,
+            device="meta",
+            seed=0,
+            limits=limits,
         )
-        files = (request.file, *source.files)
-        drawing = _drawing(_picture(source, request), given_up)
-    except SpecError as error:
-        problems = error.problems
-    except (ValueError, ImportError) as error:  # of ours, without a place
-        problems = [Problem(str(error))]
-    except (Exception, SystemExit) as error:  # of a user's class
-        problems = [_raised(error)]
-    return Look(drawing, problems, files, time.perf_counter() - begun)
+        picture = getattr(model, "picture", None)  # of what is no graph of blocks
+        return sketch(model) if picture is None else picture()
+
+    def _spaces_of(self, spec: ModelSpec) -> Spaces:
+        """Of the environment that the command names, else the spec, else a comment in it.
+
+        Raises SpecError and SpacesUnknownError.
+        """
+        file, environment, allow, _, limits = self._request
+        if environment is not None:
+            made = self._spaces.of_environment(environment, allow, (), None)
+        else:
+            settings = Settings(allow)
+            given = given_spaces(spec, read_text(file, None), file, settings, self._spaces)
+            if given.problems:
+                raise SpecError(given.problems)
+            if given.made is None:
+                raise SpacesUnknownError(given.unknown)
+            made = given.made
+        return recalled_spaces(spec, made.spaces, made.why_not_recalled, limits)
 
 
 def _raised(error: BaseException) -> Problem:
@@ -134,22 +189,6 @@ def _raised(error: BaseException) -> Problem:
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------
-
-
-def _picture(source: Source, request: Request) -> Picture:
-    """Of a model, an experiment, or a network without actions. Raises as composing does, and for plain PyTorch."""
-    allow, limits = request.allow, request.limits
-    if is_experiment(source.data):
-        return picture_of(read_experiment(source, allow=allow))
-    if is_network(source.data):
-        return sketch(compose_network(source, allow=allow, device="meta", seed=0, limits=limits))
-    if not (request.environment or source.data.get("environment") or source.data.get("model")):
-        raise UnknownSpacesError("the spec names no environment; give one with --env ID")
-    model = compose(
-        source, env=request.environment, allow=allow, device="meta", seed=0, limits=limits
-    )
-    picture = getattr(model, "picture", None)  # of what is no graph of blocks
-    return sketch(model) if picture is None else picture()
 
 
 def _drawing(picture: Picture, given_up: GivenUp | None) -> Drawing:

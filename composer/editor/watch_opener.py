@@ -19,7 +19,7 @@ class OpenerError(RefusedError):
 
 
 class Opener:
-    """``code -g {file}:{line}:{column}``, split into words before a place is put in: no name of a file is more than a word.
+    """``code -g {file}:{line}:{column}``, split into words before a place is put in: a file's name is at most a word.
 
     No shell reads it. Raises OpenerError for a command that cannot be.
     """

@@ -38,6 +38,12 @@ class Watch:
         self._changed = asyncio.Condition()
         self._dirty = asyncio.Event()
         self._change = 0
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether a look goes on, also after `follow`: a user's class may never return."""
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
         self.stopped.set()
@@ -83,7 +89,7 @@ class Watch:
             def given_up(change: int = change) -> bool:
                 return self.stopped.is_set() or self._change != change
 
-            looking = _in_thread(lambda: self._look(given_up))
+            looking = self._in_thread(lambda: self._look(given_up))
             ended = asyncio.create_task(self.stopped.wait())
             await asyncio.wait({looking, ended}, return_when=asyncio.FIRST_COMPLETED)
             ended.cancel()
@@ -91,6 +97,19 @@ class Watch:
                 await self._take(looking.result())
         async with self._changed:
             self._changed.notify_all()
+
+    def _in_thread(self, function: Callable[[], Look]) -> asyncio.Future[Look]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Look] = loop.create_future()
+
+        def run() -> None:
+            look = function()
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(future.set_result, look)
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+        return future
 
     async def _take(self, look: Look) -> None:
         before, self._state = self._state, look
@@ -183,17 +202,3 @@ def _drawn(drawing: Drawing) -> dict[str, object]:
         for name, box in drawing.boxes.items()
     }
     return {"svg": drawing.svg, "caption": drawing.caption, "boxes": boxes}
-
-
-def _in_thread(function: Callable[[], Look]) -> asyncio.Future[Look]:
-    """In a thread that the end of the process does not wait for: a user's class may never return."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Look] = loop.create_future()
-
-    def run() -> None:
-        look = function()
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(future.set_result, look)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future

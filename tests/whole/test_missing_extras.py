@@ -103,6 +103,9 @@ NEEDS = {
     "eval agent.safetensors": (
         "composer eval: a training or its evaluation", "matplotlib", "train",
     ),
+    "watch configs/cartpole.yaml": (
+        "composer watch: a live picture", "starlette', 'uvicorn' and 'watchfiles", "editor",
+    ),
     "blocks vision_model": ("composer blocks: block 'vision_model'", "transformers", "llm"),
     "run sft -o run": ("composer run: the folder of a run", "matplotlib", "train"),
     "run ppo": ("composer run: a vocabulary", "tokenizers", "llm"),

@@ -583,6 +583,7 @@ def test_a_reader_that_goes_away_is_no_error():
         "check",
         "show",
         "draw",
+        "watch",
         "train",
         "eval",
         "compare",
