@@ -27,7 +27,7 @@ from composer.source.files import read_text
 from composer.source.load import Source, load_source
 from composer.spaces.lookup import Spaces, recalled_spaces
 from composer.spec.model_spec import ModelSpec
-from composer.spec.read import read_spec
+from composer.spec.read import read_structure
 from composer.spec.top_level import is_network
 from composer.summary.table import percent
 from composer.trust import import_allowed, import_extensions
@@ -146,9 +146,7 @@ class Looker:
             return picture_of(read_experiment(source, allow=allow))
         if is_network(source.data):
             return sketch(compose_network(source, allow=allow, device="meta", seed=0, limits=limits))
-        spec = read_spec(source, allow, makes_environment=True, limits=limits)
-        spaces = (None, None) if spec.model is not None else self._spaces_of(spec)
-        observation_space, action_space = spaces
+        observation_space, action_space = self._given(source)
         model = compose(
             source,
             observation_space=observation_space,
@@ -160,6 +158,21 @@ class Looker:
         )
         picture = getattr(model, "picture", None)  # of what is no graph of blocks
         return sketch(model) if picture is None else picture()
+
+    def _given(self, source: Source) -> Spaces | tuple[None, None]:
+        """The spaces for `compose`, which reports what is wrong with the structure, and with nodes in spite of that."""
+        spec, structure = read_structure(source, self._request.allow, limits=self._request.limits)
+        if spec is None:
+            structure.raise_if_any()
+        if spec is None or spec.model is not None:
+            return None, None
+        try:
+            return self._spaces_of(spec)
+        except SpecError as error:
+            raise SpecError(dict.fromkeys([*structure, *error.problems])) from None
+        except SpacesUnknownError:
+            structure.raise_if_any()
+            raise
 
     def _spaces_of(self, spec: ModelSpec) -> Spaces:
         """Of the environment that the command names, else the spec, else a comment in it.

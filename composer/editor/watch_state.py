@@ -164,8 +164,9 @@ class Watch:
         if isinstance(box, str) and self._drawing is not None and box in self._drawing.by_path:
             return self._drawing.by_path[box].place
         problems: Sequence[Problem] = () if self._state is None else self._state.problems
-        is_known = type(index) is int and 0 <= index < len(problems)
-        return _place(problems[index]) if is_known and wanted.get("number") == self.number else None
+        if not isinstance(index, int) or wanted.get("number") != self.number:
+            return None
+        return _place(problems[index]) if 0 <= index < len(problems) else None
 
 
 def _says(look: Look) -> tuple[object, ...]:

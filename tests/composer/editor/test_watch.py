@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -180,9 +179,11 @@ def test_only_the_page_itself_may_ask_to_open_a_place(client):
 
 @pytest.mark.parametrize(
     "asked",
-    [b"", b"[" * 4000, b"[]", b"{", b'{"box": 1}', b'{"problem": -1}', b'{"problem": true}', b"\xff"]
-    + [b'{"problem": 0, "number": 0}', b'{"box": "/etc/passwd"}', b'{"file": "/etc/passwd"}'],
-)
+    [
+        b"", b"[" * 4000, b"[]", b"{", b"\xff", b'{"box": 1}', b'{"problem": -1}', b'{"problem": true}',
+        b'{"problem": 0, "number": 0}', b'{"box": "/etc/passwd"}', b'{"file": "/etc/passwd"}',
+    ],
+)  # fmt: skip
 def test_a_page_names_boxes_and_problems_only(asked):
     assert Watch("agent.yaml", lambda given_up: None).place(asked) is None
 
@@ -403,7 +404,7 @@ def test_a_name_of_a_file_is_one_argument_and_no_shell_reads_it(folder, tmp_path
         state = state_in(client.ask()[2])
         assert state["opens"] is True
         assert client.open({"box": "policy/latent"})[0] == 200
-        assert _read(told) == [f"<-g>", f"<{spec}:6>", "<at 13>", "<{unknown}>"]
+        assert _read(told) == ["<-g>", f"<{spec}:6>", "<at 13>", "<{unknown}>"]
         client.listen(f"{state['number']}-{state['picture']}")
         spec.write_text(BROKEN)
         number = client.event()["number"]
@@ -505,11 +506,29 @@ def test_a_port_is_a_number(port, capsys):
         ),
     ],
 )
-def test_what_cannot_be_drawn_is_a_problem(spec, message, tmp_path):
-    (tmp_path / "agent.yaml").write_text(spec)
-    look = Looker(Request(str(tmp_path / "agent.yaml"))).look()
+def test_what_cannot_be_drawn_is_a_problem(spec, message, folder):
+    (folder / "other.yaml").write_text(spec)
+    look = Looker(Request(str(folder / "other.yaml"))).look()
     assert look.drawing is None
     assert message in look.problems[0].message
+
+
+def test_a_mistake_in_the_structure_hides_no_misspelt_setting(folder):
+    spec = folder / "both.yaml"
+    spec.write_text(BROKEN.replace("in: observation, hidden_units", "in: observation, hiden_units", 1))
+    look = Looker(Request(str(spec))).look()
+    assert [problem.message for problem in look.problems] == [
+        "'hiden_units' is not a setting of block 'dense'; did you mean 'hidden_units'?",
+        "unknown block 'dnse'; did you mean 'dense'?",
+    ]
+
+
+def test_an_environment_that_cannot_be_made_is_told_once(tmp_path):
+    spec = tmp_path / "agent.yaml"
+    spec.write_text(f"environment: no_such_module:Env-v0\n{SPEC}")
+    look = Looker(Request(str(spec))).look()
+    assert [problem.path for problem in look.problems] == [("environment",)]
+    assert str(look.problems[0].position).endswith("agent.yaml:1:14")
 
 
 def test_an_exception_of_a_users_class_is_a_problem(tmp_path, monkeypatch):
