@@ -47,7 +47,9 @@ def run_watch(arguments: argparse.Namespace, say: Callable[[str], None]) -> None
         raise MissingExtraError(needs_extra("a live picture", missing, "editor"))
     file = arguments.file
     if is_checkpoint(file):
-        raise UserError(f"{file} is a checkpoint, which does not change; composer watch takes a spec")
+        raise UserError(
+            f"{file} is a checkpoint, which does not change; composer watch takes a spec"
+        )
     if not is_regular(file):
         is_there = "is no file" if os.path.exists(file) else "does not exist"
         raise UserError(f"{file!r} {is_there}{near_file(file)}")
@@ -61,7 +63,11 @@ def run_watch(arguments: argparse.Namespace, say: Callable[[str], None]) -> None
     command = arguments.command_to_open
     opener = None if command is None else Opener(command)
     request = Request(
-        file, arguments.env, tuple(arguments.allow), tuple(arguments.overrides), dict(arguments.limits)
+        file,
+        arguments.env,
+        tuple(arguments.allow),
+        tuple(arguments.overrides),
+        dict(arguments.limits),
     )
 
     looker = Looker(request)

@@ -21,9 +21,7 @@ LOOK_EVERY = 1_000
 State: TypeAlias = tuple[int, int, int] | None
 
 
-async def changes(
-    files: Callable[[], Iterable[str]], stop: asyncio.Event
-) -> AsyncIterator[None]:
+async def changes(files: Callable[[], Iterable[str]], stop: asyncio.Event) -> AsyncIterator[None]:
     """Yields whenever one of ``files()`` has changed or they have become others, until ``stop`` is set.
 
     Changes that come together count as one.

@@ -145,7 +145,9 @@ class Looker:
         if is_experiment(source.data):
             return picture_of(read_experiment(source, allow=allow))
         if is_network(source.data):
-            return sketch(compose_network(source, allow=allow, device="meta", seed=0, limits=limits))
+            return sketch(
+                compose_network(source, allow=allow, device="meta", seed=0, limits=limits)
+            )
         observation_space, action_space = self._given(source)
         model = compose(
             source,

@@ -109,9 +109,7 @@ def application(watch: Watch, token: str, opener: Opener | None = None) -> Starl
             Route(f"/{token}/open", site.open, methods=["POST"]),
         ],
         middleware=[
-            Middleware(
-                TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False
-            )
+            Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False)
         ],
     )
 

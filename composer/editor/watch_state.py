@@ -184,7 +184,9 @@ def _told(problem: Problem, drawing: Drawing | None) -> dict[str, object]:
     place = _place(problem)
     where = str(problem).removesuffix(f": {problem.message}") if place is None else str(place)
     return {
-        "where": where if place is None else f"{os.path.basename(place.file)}:{place.line}:{place.column}",
+        "where": where
+        if place is None
+        else f"{os.path.basename(place.file)}:{place.line}:{place.column}",
         "place": None if place is None else str(place),
         "message": problem.message,
         "box": None if drawing is None else drawing.box_of(problem.path),

@@ -134,7 +134,9 @@ def client(folder, looker):
 
 
 def state_in(page: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1]
+    )
 
 
 def said(state) -> dict[str, str]:
@@ -224,18 +226,23 @@ def test_a_save_is_shown_and_says_which_boxes_are_others(client, folder):
 def test_lines_above_and_shares_of_parameters_are_no_change(client, folder):
     state = state_in(client.ask()[2])
     client.listen(f"{state['number']}-{state['picture']}")
-    more = SPEC.replace("    latent: {block: dense, in: obs", "\n\n    latent: {block: dense, in: obs")
+    more = SPEC.replace(
+        "    latent: {block: dense, in: obs", "\n\n    latent: {block: dense, in: obs"
+    )
     assert more != SPEC
     (folder / "agent.yaml").write_text(more)
     moved = client.event()
     assert said(moved) == said(state)
-    places = [box["place"] for box in moved["drawing"]["boxes"].values() if box["path"] == "critic/latent"]
+    places = [
+        box["place"] for box in moved["drawing"]["boxes"].values() if box["path"] == "critic/latent"
+    ]
     assert places[0].endswith("agent.yaml:12:13")
 
 
 def test_another_order_of_inputs_is_a_change(client, folder):
     spec = SPEC.replace(
-        "  heads: {in: latent}", "    both: {block: concat, in: [first, latent]}\n  heads: {in: both}"
+        "  heads: {in: latent}",
+        "    both: {block: concat, in: [first, latent]}\n  heads: {in: both}",
     ).replace("hidden_units: 16", "hidden_units: 8")
     client.listen()
     client.event()
@@ -253,7 +260,9 @@ def test_a_broken_spec_keeps_the_picture_and_lists_the_problems(client, folder):
     broken = client.event()
     assert broken["good"] is False
     assert "drawing" not in broken  # the page has it
-    (latent,) = [n for n, box in state["drawing"]["boxes"].items() if box["path"] == "policy/latent"]
+    (latent,) = [
+        n for n, box in state["drawing"]["boxes"].items() if box["path"] == "policy/latent"
+    ]
     assert broken["problems"] == [
         {
             "where": "agent.yaml:6:21",
@@ -292,7 +301,9 @@ def test_a_client_that_dies_disturbs_nobody(client, folder):
 
 
 def test_text_of_a_spec_cannot_end_the_script(folder, looker):
-    (folder / "agent.yaml").write_text(SPEC.replace("dense, in: first", '"</script><b>", in: first'))
+    (folder / "agent.yaml").write_text(
+        SPEC.replace("dense, in: first", '"</script><b>", in: first')
+    )
     with served(looker.look, folder / "agent.yaml") as client:
         page = client.ask()[2]
         assert "</script><b>" not in page
@@ -392,15 +403,21 @@ def test_a_newer_text_gives_up_the_look_at_the_one_before(tmp_path):
 
 
 def test_a_name_of_a_file_is_one_argument_and_no_shell_reads_it(folder, tmp_path):
-    name = '"; rm -rf $HOME; {line} \'a b.yaml'
+    name = "\"; rm -rf $HOME; {line} 'a b.yaml"
     spec = tmp_path / name
     spec.write_text(SPEC)
     shutil.copy(folder / "spaces.safetensors", tmp_path)
     told = tmp_path / "told"
     script = tmp_path / "open.sh"
-    script.write_text(f'#!/bin/sh\nfor word; do echo "<$word>"; done > {told}.new; mv {told}.new {told}\n')
+    script.write_text(
+        f'#!/bin/sh\nfor word; do echo "<$word>"; done > {told}.new; mv {told}.new {told}\n'
+    )
     script.chmod(0o755)
-    with served(Looker(Request(str(spec))).look, spec, f"{script} -g {{file}}:{{line}} 'at {{column}}' {{unknown}}") as client:
+    with served(
+        Looker(Request(str(spec))).look,
+        spec,
+        f"{script} -g {{file}}:{{line}} 'at {{column}}' {{unknown}}",
+    ) as client:
         state = state_in(client.ask()[2])
         assert state["opens"] is True
         assert client.open({"box": "policy/latent"})[0] == 200
@@ -442,7 +459,10 @@ def test_a_program_that_has_gone_is_told(tmp_path):
             "code -g",
             "--open 'code -g' does not say where the file goes; write such as --open 'code -g {file}:{line}'",
         ),
-        ("", "--open '' does not say where the file goes; write such as --open 'code -g {file}:{line}'"),
+        (
+            "",
+            "--open '' does not say where the file goes; write such as --open 'code -g {file}:{line}'",
+        ),
         ("no_such_editor {file}", "--open: there is no program 'no_such_editor' on the PATH"),
     ],
 )
@@ -457,9 +477,7 @@ def test_a_command_that_opens_nothing_is_refused(command, message):
 def test_a_port_that_is_taken():
     with listening(0) as server:
         port = server.getsockname()[1]
-        message = (
-            f"port {port} cannot be used: Address already in use; leave out --port, and a free one is taken"
-        )
+        message = f"port {port} cannot be used: Address already in use; leave out --port, and a free one is taken"
         with pytest.raises(PortError, match=f"^{re.escape(message)}$"):
             listening(port)
     listening(port).close()  # and free again
@@ -501,7 +519,9 @@ def test_a_port_is_a_number(port, capsys):
             "env=ID or # composer: spaces=agent.safetensors",
         ),
         (
-            SPEC.replace("{block: dense, in: first, hidden_units: 16}", "{block: no_such.Net, in: first}"),
+            SPEC.replace(
+                "{block: dense, in: first, hidden_units: 16}", "{block: no_such.Net, in: first}"
+            ),
             "'no_such.Net' is outside the allowed modules (none); pass allow=['no_such']",
         ),
     ],
@@ -515,7 +535,9 @@ def test_what_cannot_be_drawn_is_a_problem(spec, message, folder):
 
 def test_a_mistake_in_the_structure_hides_no_misspelt_setting(folder):
     spec = folder / "both.yaml"
-    spec.write_text(BROKEN.replace("in: observation, hidden_units", "in: observation, hiden_units", 1))
+    spec.write_text(
+        BROKEN.replace("in: observation, hidden_units", "in: observation, hiden_units", 1)
+    )
     look = Looker(Request(str(spec))).look()
     assert [problem.message for problem in look.problems] == [
         "'hiden_units' is not a setting of block 'dense'; did you mean 'hidden_units'?",
