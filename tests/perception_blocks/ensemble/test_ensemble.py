@@ -357,18 +357,22 @@ def expect_copies(ensemble, alone, results, expected):
 
 
 @every_sample
-@pytest.mark.parametrize("leading", [(), (5, 2), (0,)])
-def test_an_ensemble_of_every_block_is_its_copies(sample, leading):
+def test_an_ensemble_of_every_block_is_its_copies(sample):
     ensemble, alone = of_copies(sample, own_inputs=False)
-    inputs = data_of(alone[0], leading)
-    expected = [(net(inputs),) for net in alone]
-    expect_copies(ensemble, alone, (ensemble(inputs),), expected)
+    for leading in [(), (5, 2), (0,)]:
+        inputs = data_of(alone[0], leading)
+        expected = [(net(inputs),) for net in alone]
+        expect_copies(ensemble, alone, (ensemble(inputs),), expected)
 
 
 @every_sample
-@pytest.mark.parametrize("unroll", [False, True])
-def test_so_it_is_with_inputs_states_and_resets_of_their_own(sample, unroll):
+def test_so_it_is_with_inputs_states_and_resets_of_their_own(sample):
     ensemble, alone = of_copies(sample, own_inputs=True)
+    for unroll in (False, True):
+        check_own_inputs(ensemble, alone, unroll)
+
+
+def check_own_inputs(ensemble, alone, unroll):
     leading = (3, 5, 4) if unroll else (3, 5)
     inputs = data_of(alone[0], leading)
     state = random_state(ensemble.state_shapes, 3, 5)

@@ -1,6 +1,7 @@
 """lower(): the same numbers as the network, whatever is done to it afterwards."""
 
 import copy
+import itertools
 import pickle
 import re
 
@@ -56,11 +57,10 @@ def test_every_block_computes_the_same_lowered(sample, training):
 
 
 @every_sample
-@pytest.mark.parametrize("with_resets", [False, True])
-def test_every_memory_computes_the_same_lowered(sample, with_resets):
+def test_every_memory_computes_the_same_lowered(sample):
     net = of_sample(sample).eval()
     lowered = net.lower()
-    for leading in [(), (5,), (5, 2)]:
+    for leading, with_resets in itertools.product([(), (5,), (5, 2)], [False, True]):
         state = random_state(net.state_shapes, *leading)
         resets = torch.rand(leading) < 0.5 if with_resets else None
         expect_equal(lowered, net, data_of(net, leading), state, resets)
