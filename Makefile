@@ -6,6 +6,9 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet -c .ci/constraints.txt
 
+# A file's tests run in one process: what they share is made once. The files that take long come first (tests/conftest.py).
+PYTEST = $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 # Another project's settings of Python must not reach this one; tests share few cores.
 unexport PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -31,12 +34,17 @@ help:
 demo: .venv/.library
 	$(PY) configs/demo.py
 
-test: lint docs
-	$(PY) -m pytest -q -n 2 --dist loadgroup -m "not full"
+test: checked
+	$(PYTEST) -m "not full"
 
-test-full: lint docs
-	$(PY) -m pytest -q -n 2 --dist loadgroup
+test-full: checked
+	$(PYTEST)
 	$(MAKE) test-benchmarl
+
+# The types are checked beside the documentation: either uses one core.
+.PHONY: checked
+checked: .venv/.dev
+	$(MAKE) -j 2 lint docs
 
 # Each makes an environment, with no more than its tests need, and removes it again.
 test-rllib: LIBRARIES = mpe2

@@ -29,6 +29,25 @@ collect_ignore = [
     "helpers/sharded_models.py",
 ]
 
+# Where a file may take long; the rest takes seconds. With several processes these are started first, so that all of
+# them end together.
+LONG = [
+    "tests/whole/test_docs.py",
+    "tests/whole",
+    *(f"tests/composer/{room}" for room in ("export", "adapters", "parallel", "dataflow", "training", "cli")),
+    "tests",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The order in which files are handed to processes, each file whole (``--dist loadfile``)."""
+    long = [config.rootpath / path for path in LONG]
+    rank = {
+        path: next((n for n, p in enumerate(long) if path.is_relative_to(p)), len(long))
+        for path in {item.path for item in items}
+    }
+    items.sort(key=lambda item: rank[item.path])
+
 
 REGISTRIES = registries()
 

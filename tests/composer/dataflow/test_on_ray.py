@@ -28,7 +28,6 @@ from perception_blocks.registry import MissingExtraError
 from tests.helpers import ray_interfaces as ray_interfaces  # registered before any test
 from tests.helpers.paths import ROOT
 
-pytestmark = pytest.mark.xdist_group("ray")
 ALLOW = ["tests.helpers.ray_interfaces", f"{QUICKSTARTS}/"]
 ACTOR = "{decoder: {width: 16, num_layers: 1, num_heads: 2}, vocabulary: tokens.txt, lr: 0.01}"
 SPEC = f"""
