@@ -333,9 +333,13 @@ def test_values_of_numpy_take_no_memory(tmp_path):
 
 
 def test_the_names_of_a_compiled_module_are_those_of_the_module(tmp_path):
-    net = torch.compile(nn.Sequential(nn.Linear(2, 1)))
-    torch.save({"model": net.state_dict()}, tmp_path / "last.pth")
-    assert [*read_checkpoint(tmp_path / "last.pth").tensors] == ["model.0.weight", "model.0.bias"]
+    inner = nn.Sequential(nn.Linear(2, 1)).state_dict()
+    compiled = {f"a._orig_mod.{name}": tensor for name, tensor in inner.items()}
+    torch.save({"model": compiled}, tmp_path / "last.pth")
+    assert [*read_checkpoint(tmp_path / "last.pth").tensors] == [
+        "model.a.0.weight",
+        "model.a.0.bias",
+    ]
 
 
 def test_a_safetensors_file_is_read_as_well(tmp_path):
