@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
 from composer.cli.differences import compared
+from composer.cli.editing import add_lsp_options, run_lsp
 from composer.cli.importing import add_import_options, run_import
 from composer.cli.loading import (
     UserError,
@@ -505,5 +506,10 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
     "prove": (_prove, add_proof_options, "show that several processes compute what one does"),
     "blocks": (_blocks, add_block_options, "list the blocks, or describe one"),
     "schema": (_schema, add_schema_options, "print the JSON Schema of specs, for editors"),
+    "lsp": (
+        run_lsp,
+        add_lsp_options,
+        "check specs while they are written: a language server for editors",
+    ),
     "diff": (_diff, add_diff_options, "print what differs between two specs or checkpoints"),
 }

@@ -69,8 +69,9 @@ class Analysis:
     ``problems`` are those of `composer.compose`; where the structure is wrong, also those of blocks and settings of
     nodes in which it is good. ``index`` says where keys and values are written (`Source.span`, `Source.at`); of a text
     that is no YAML, of what it was probably meant to be. ``nodes`` and ``values`` are by the path of a node, a network
-    or a nested graph. ``environment`` is the id, or the checkpoint, whose spaces the shapes follow from; where it is
-    None, ``unknown`` says why. ``stage`` is how far it went: a text that is no YAML ends at "syntax".
+    or a nested graph. ``environment`` is the id, or the checkpoint, whose ``spaces`` the shapes follow from; where it
+    is None, ``unknown`` says why. ``stage`` is how far it went: a text that is no YAML ends at "syntax".
+    ``parameters`` are counted by policy and critic where there is no problem.
     """
 
     problems: tuple[Problem, ...]
@@ -82,6 +83,8 @@ class Analysis:
     stage: Stage = "syntax"
     unknown: str = ""
     spec: ModelSpec | None = None
+    spaces: Spaces | None = None
+    parameters: Mapping[str, int] = field(default_factory=dict)
 
 
 class Analyser:
@@ -142,6 +145,7 @@ class _Check:
         self.settings = settings
         self.document = document
         self.spaces = spaces
+        self.parameters: dict[str, int] = {}
 
     @sparing
     def run(self, text: str) -> Analysis:
@@ -205,9 +209,11 @@ class _Check:
         problems += [p for p in given.problems if not (structure and p.path)]
         if given.made is not None:
             problems += self._of_model(spec, structure, given.made, notes)
-            known = replace(known, environment=given.name, stage="shapes")
+            spaces = given.made.spaces
+            known = replace(known, environment=given.name, spaces=spaces, stage="shapes")
         known = _with_facts(replace(known, unknown=given.unknown), _networks_of(spec), notes)
-        known = replace(known, problems=_in_order(problems))
+        counts = {} if problems else self.parameters
+        known = replace(known, problems=_in_order(problems), parameters=counts)
         self.document.remember(known.nodes, source, text, given.name)
         return self._with_guesses(known, problems, given) if problems else known
 
@@ -252,6 +258,9 @@ class _Check:
             construction=self._construction(),
         )  # fmt: skip
         parts = build_policy_and_critic(spec, context, spaces, actors, torch.float32, notes)
+        for name, part in (("policy", parts.policy), ("critic", parts.critic)):
+            if part is not None:
+                self.parameters[name] = sum(each.numel() for each in part.parameters())
         if spec.freeze or spec.weights or spec.learning_rate_scale or spec.state_names:
             model = Model(source, spec, parts, 0, limits)
             prepare_parts(model, spec, context.problems, reads=True)

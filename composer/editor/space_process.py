@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 
 from composer.errors import SpecError
 from composer.spaces.json_form import spaces_to_json
@@ -16,10 +19,20 @@ __all__ = ["main"]
 
 def main() -> None:
     """Answer one request on stdin, as JSON on stdout; whatever is printed on the way goes to stderr."""
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     with answer:
         json.dump(_answer(json.load(sys.stdin)), answer)
+
+
+def _end_with(parent: int) -> None:
+    """End this process, and those that it has started, when its parent does: nobody waits for the answer."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _answer(asked: dict[str, list[str]]) -> dict[str, object]:

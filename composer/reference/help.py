@@ -20,12 +20,13 @@ from perception_blocks.registry import (
     FUNCTIONS,
     INITIALIZERS,
     MissingExtraError,
+    UnknownNameError,
 )
 from perception_blocks.settings import Setting, describe, settings_of
 from perception_blocks.words import wrapped
 
 __all__ = ["GRAPHS", "Example", "default_of", "describe_block", "documentation"]
-__all__ += ["example_of", "list_blocks"]
+__all__ += ["example_of", "list_blocks", "setting_of_block", "summary_of"]
 
 INPUT_NAMES = ("first", "second", "third", "fourth", "fifth", "sixth")
 # The blocks of a spec that are graphs themselves, by `composer.spec.nodes.NESTED`.
@@ -112,10 +113,8 @@ def list_blocks(width: int | None = None) -> str:
 
 def _listed(name: str, column: int, width: int | None) -> list[str]:
     """What a block does, and its settings, beside its name."""
-    if name in GRAPHS:
-        text, settings = GRAPHS[name].partition("\n")[0], "graph"
-    else:
-        text, settings = _summary(name), _setting_names(name)
+    text = summary_of(name)
+    settings = "graph" if name in GRAPHS else _setting_names(name)
     indent = " " * column
     lines = wrapped(f"{'  ' + name:<{column}}{text}", width, indent)
     return lines + (wrapped(indent + settings, width, indent) if settings else [])
@@ -195,8 +194,10 @@ def documentation(block: type) -> str:
     return text.partition(">>>")[0].strip()
 
 
-def _summary(name: str) -> str:
+def summary_of(name: str) -> str:
     """The first line of a block's documentation, or which extra it needs."""
+    if name in GRAPHS:
+        return GRAPHS[name].partition("\n")[0]
     try:
         return documentation(BLOCKS.get(name)).partition("\n")[0].replace("`", "")
     except MissingExtraError:
@@ -212,6 +213,20 @@ def _setting_names(name: str) -> str:
     settings, _ = settings_of(block)
     filled = block.from_ports  # by the input's space
     return ", ".join(f"{n}*" if s.required and n not in filled else n for n, s in settings.items())
+
+
+def setting_of_block(block: str, name: str) -> str | None:
+    """The line of the help about a setting of a registered block; None where the block has no such setting.
+
+    >>> setting_of_block("dense", "bias")
+    'bias: true or false (default: true), whether layers add a learned constant'
+    """
+    try:
+        known = BLOCKS.get(block)
+    except (MissingExtraError, UnknownNameError):
+        return None
+    settings, _ = settings_of(known)
+    return _setting_line(settings[name], name in known.from_ports) if name in settings else None
 
 
 def _setting_line(setting: Setting, from_space: bool) -> str:

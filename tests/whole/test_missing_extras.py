@@ -109,6 +109,7 @@ NEEDS = {
     "blocks vision_model": ("composer blocks: block 'vision_model'", "transformers", "llm"),
     "run sft -o run": ("composer run: the folder of a run", "matplotlib", "train"),
     "run ppo": ("composer run: a vocabulary", "tokenizers", "llm"),
+    "lsp": ("composer lsp: the language server", "lsprotocol", "editor"),
     "export configs/cartpole.yaml -o model.onnx": (
         "composer export: an .onnx file", "onnx', 'onnxscript' and 'onnxruntime", "onnx",
     ),

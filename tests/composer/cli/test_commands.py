@@ -592,6 +592,7 @@ def test_a_reader_that_goes_away_is_no_error():
         "schema",
         "diff",
         "import",
+        "lsp",
     ],
 )
 def test_help_is_what_it_was(capsys, command):
