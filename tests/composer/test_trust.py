@@ -619,7 +619,7 @@ POWERS = re.compile(
 LISTED = {
     "composer": ({"sys.path": 2}, "takes the current folder away where the command line starts"),
     "composer.diagram.render": (
-        {"subprocess": 3},
+        {"subprocess": 8},
         "Graphviz, by a list of arguments, on DOT in which every text is escaped",
     ),
     "composer.parallel.launch": (
@@ -652,13 +652,20 @@ LISTED = {
     "composer.cli.train": (
         {"importlib.util.find_spec": 2}, "packages whose names stand in the code",
     ),
+    "composer.cli.watch": (
+        {"importlib.util.find_spec": 2}, "packages whose names stand in the code",
+    ),
+    "composer.editor.environments": (
+        {"subprocess": 8, "sys.path": 1},
+        "an environment that the caller has allowed, in a process of its own that imports from the same folders",
+    ),
     "composer.training.environment": (
         {"multiprocessing": 2, "pickle": 2}, "sees whether an environment can be sent to another process; loads nothing",
     ),
     "composer.source.values": ({"sys.modules": 1}, "looks whether OmegaConf is there; imports nothing"),
     "composer.trust": (
         {"importlib.import_module": 1, "importlib.util.find_spec": 1, "importlib.machinery.ModuleSpec": 2,
-         "importlib.machinery.PathFinder": 3, "sys.meta_path": 3},
+         "importlib.machinery.PathFinder": 3, "sys.meta_path": 4},
         "the place where dotted paths are judged, before they are imported",
     ),
     "perception_blocks.graph.construct": (
