@@ -92,7 +92,7 @@ class Containers:
         if block == "flatten":
             return self.nodes.add(name, "flatten")
         settings = {k: [layer.settings[k] for layer in run] for k in run[0].settings if k != "bias"}
-        more = {} if bias else {"bias": False}
+        more: dict[str, Any] = {} if bias else {"bias": False}
         if all(value == 1 for value in settings.get("dilations", [])):
             settings.pop("dilations", None)
         self.nodes.add(name, block, **settings, activation=run[0].activation, **more)
@@ -141,18 +141,18 @@ class Containers:
             )
         return _NONE
 
-    def _layer(self, container: Taken, value: object) -> tuple[str, dict[str, Any]]:
+    def _layer(self, container: Taken, value: Any) -> tuple[str, dict[str, Any]]:
         """The block of a layer, and its settings."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = {"linear": value}
         elif isinstance(value, str):
             value = {value: {}}
-        is_one = isinstance(value, Mapping) and len(value) == 1
-        kind = next(iter(value)) if is_one else ""
-        if not is_one or kind.lower() not in _LAYERS:
-            named = repr(kind) if is_one else describe(value)
-            raise container.refusal("layers", f"there is no layer {named}{hint(kind, _LAYERS)}")
-        settings = value[kind]
+        if not isinstance(value, Mapping) or len(value) != 1:
+            reason = f"a layer is a number, a word or a mapping with one key, got {describe(value)}"
+            raise container.refusal("layers", reason)
+        ((kind, settings),) = value.items()
+        if kind.lower() not in _LAYERS:
+            raise container.refusal("layers", f"there is no layer {kind!r}{hint(kind, _LAYERS)}")
         settings = settings if isinstance(settings, Mapping | list) else [settings]
         read = {"linear": _linear, "conv2d": _conv2d, "flatten": _flatten}[kind.lower()]
         try:

@@ -202,6 +202,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
-def _is_whole(value: object, least: int) -> bool:
+def _is_whole(value: Any, least: int) -> bool:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     return whole and not isinstance(value, bool) and least <= value < 2**31

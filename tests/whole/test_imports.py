@@ -86,6 +86,7 @@ TORCH_FREE = [
     "composer.spec",
     "composer.spec.read",
     "composer.spec.network_file",
+    "composer.importing.config",
     "composer.cli",
 ]
 

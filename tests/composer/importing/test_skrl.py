@@ -275,6 +275,11 @@ def net(text):
             "'flatten'",
         ),
         (
+            net("layers: [{linear: 8, flatten: {}}]"),
+            "config.yaml:6:48: models.policy.network.0.layers: a layer is a number, a word or a mapping with one key, "
+            "got a mapping",
+        ),
+        (
             net("layers: [linear: ACTIONS]"),
             "config.yaml:6:48: models.policy.network.0.layers: linear: 'out_features' is a whole number of at least 1, "
             "got the text 'ACTIONS'",
