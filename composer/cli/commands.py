@@ -46,6 +46,7 @@ from composer.cli.options import (
     add_training_options,
     add_watching_options,
 )
+from composer.cli.probe import add_probe_options, run_probe
 from composer.cli.prove import run_prove
 from composer.cli.run import add_run_options, run_experiment, with_overrides
 from composer.cli.runs import add_compare_options, add_eval_options, model_of, run_compare, run_eval
@@ -407,6 +408,11 @@ def _eval(arguments: argparse.Namespace) -> int:
     return status
 
 
+def _probe(arguments: argparse.Namespace) -> None:
+    for text in run_probe(arguments):
+        _write(f"{text}\n", sys.stdout)
+
+
 def _compare(arguments: argparse.Namespace) -> None:
     _say(run_compare(arguments))
 
@@ -492,6 +498,11 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
         _eval,
         add_eval_options,
         "play episodes with a model, or with the best model of a run",
+    ),
+    "probe": (
+        _probe,
+        add_probe_options,
+        "measure what the nodes of a model do in its environment",
     ),
     "compare": (
         _compare,

@@ -17,7 +17,7 @@ from composer.diagram.render import DrawError, render
 from composer.diagram.sketch import sketch
 from perception_blocks.words import did_you_mean
 
-__all__ = ["DrawError", "draw", "write_picture"]
+__all__ = ["DrawError", "draw", "format_of", "write_picture"]
 
 FORMATS: dict[str, Callable[[Picture], str | bytes]] = {
     "png": lambda picture: render(to_dot(picture), "png"),
@@ -38,7 +38,7 @@ def draw(net: nn.Module, path: str | os.PathLike[str], *, format: str | None = N
 
     Raises ValueError for an unknown format, a file that cannot be written, and plain PyTorch, which has no graph.
     """
-    _format(Path(path), format)  # before the picture is made
+    format_of(Path(path), format)  # before the picture is made
     picture = getattr(net, "picture", None)  # of what is no graph of blocks
     return write_picture(sketch(net) if picture is None else picture(), path, format)
 
@@ -48,7 +48,7 @@ def write_picture(
 ) -> Path:
     """Write a picture as `draw` does. Raises DrawError."""
     target = Path(path)
-    content = FORMATS[_format(target, format)](picture)
+    content = FORMATS[format_of(target, format)](picture)
     data = content if isinstance(content, bytes) else content.encode()
     try:
         replace_with(target, lambda temporary: Path(temporary).write_bytes(data))
@@ -57,7 +57,8 @@ def write_picture(
     return target
 
 
-def _format(path: Path, given: str | None) -> str:
+def format_of(path: Path, given: str | None = None) -> str:
+    """The format that is ``given``, or that the ending of ``path`` names. Raises DrawError for an unknown one."""
     name = (path.suffix.removeprefix(".") if given is None else given.removeprefix(".")).lower()
     name = ENDINGS.get(name, name)
     if name in FORMATS:

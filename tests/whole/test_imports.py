@@ -47,7 +47,7 @@ composer.export: values wrappers network files parity checks exporting | torch o
 composer.build: budget construction context observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic untouched parts_of_spec composed_network | torch
 composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
-composer.probing: measure node table result play watched replay run | torch numpy gymnasium
+composer.probing: measure node table result play watched replay run drawing | torch numpy gymnasium
 composer.importing: taken imported python_config document kinds nodes rl_games skrl_network skrl rsl_rl config sb3_archive sb3_spaces sb3_policies sb3 sb3_files rllib rllib_files mlagents checkpoints adopting | torch
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
 composer.training: trainer environment evaluation curve records events video exclusive stored folder interruption progress options recorder failures resumed about session seeds config compare judging | torch gymnasium numpy matplotlib tqdm filelock imageio_ffmpeg
@@ -65,8 +65,13 @@ composer.adapters.tokens: vocabulary datasets sequences torchrl_env gym_env modu
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
 composer.dataflow: balance samples context packing optimization decoding models interfaces sft preference generation policy_gradient ppo timeouts rewards rows tokenizers classifier datasets text_datasets experiment model_entries call_graph call_spec model_building schedule written run_log run_folder local overview cluster text_files experiments worker on_ray running | torch numpy gymnasium matplotlib ray transformers tokenizers
+<<<<<<< HEAD
 composer.editor: fixes cursor choices names space_process environments given module_cache facts memory mend analysis watch_look watch_files watch_opener watch_state watch_server completion places client_settings worker diagnostics described documents server features | torch starlette uvicorn watchfiles pygls lsprotocol
 composer.cli: ctrl_c write_out train runs prove run loading watch options editing importing differences commands | gymnasium
+=======
+composer.editor: fixes cursor choices names space_process environments given module_cache facts memory mend analysis | torch
+composer.cli: ctrl_c write_out train runs prove run options loading importing probe differences commands | gymnasium
+>>>>>>> e70b1331 (composer probe)
 composer: __main__ |
 """
 # Their libraries do not go together with the others, and are not installed here.

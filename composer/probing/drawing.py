@@ -1,0 +1,134 @@
+"""The diagram of a model with the numbers of a probe: nodes that got worse are colored."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from composer.diagram.drawing import write_picture
+from composer.diagram.picture import Box, Picture
+from composer.diagram.sketch import sketch
+from composer.model import Model
+from composer.probing.node import NodeProbe
+from composer.probing.result import Probe
+
+__all__ = ["COLORS", "Color", "draw_probe", "picture_of"]
+
+Color: TypeAlias = Literal["dormant", "rank", "gradient", "time"]
+# What a deep color says; with a baseline, and without.
+COLORS: Mapping[str, tuple[str, str]] = {
+    "dormant": ("units that became dormant", "dormant units"),
+    "rank": ("rank lost", "rank below the number of units"),
+    "gradient": ("gradient lost, in powers of ten", "gradient below the largest, in powers of ten"),
+    "time": ("share of the time of a step", "share of the time of a step"),
+}
+POWERS = 4.0  # of ten, for the deepest color of a gradient
+
+
+def draw_probe(
+    model: Model, probe: Probe, path: str | os.PathLike[str], color: Color = "dormant"
+) -> Path:
+    """Draw ``model`` colored by what its ``probe`` says, into ``path``; its extension selects the format.
+
+    With a baseline a color says how much worse a node, or a layer in it, is than at the beginning. Raises ValueError as
+    `composer.draw` does.
+    """
+    return write_picture(picture_of(model, probe, color), path)
+
+
+def picture_of(model: Model, probe: Probe, color: Color = "dormant") -> Picture:
+    """The diagram, colored, with the numbers among the details of its boxes."""
+    picture = sketch(model)
+    by_path: dict[str, list[NodeProbe]] = {}
+    paths = {path for box in picture.boxes.values() for path in box.stands_for}
+    for node in probe.nodes:
+        by_path.setdefault(_drawn_as(node.path, paths), []).append(node)
+    has_baseline = any(node.at_init for node in probe.nodes)
+    largest = max((node.gradient_norm for node in probe.nodes), default=0.0)
+    values = {
+        path: max(_heat(node, color, largest) for node in nodes)
+        for path, nodes in by_path.items()
+        if path in paths
+    }
+    legend = COLORS[color][0 if has_baseline else 1]
+    colored = picture.colored(values, legend)
+    boxes = {
+        name: _told(box, [node for path in box.stands_for for node in by_path.get(path, ())], color)
+        for name, box in colored.boxes.items()
+    }
+    return replace(colored, boxes=boxes)
+
+
+def _drawn_as(path: str, paths: set[str]) -> str:
+    """The path of a diagram for ``path``: of the copies of a network, which are numbered, one is drawn."""
+    if path in paths:
+        return path
+    parts = path.split("/")
+    for index, part in enumerate(parts):
+        if re.fullmatch(r"\d+", part):
+            shorter = _drawn_as("/".join([*parts[:index], *parts[index + 1 :]]), paths)
+            if shorter in paths:
+                return shorter
+    return path
+
+
+def _heat(node: NodeProbe, color: Color, largest: float) -> float:
+    """How deep the color of a node is, 0 to 1."""
+    first = node.at_init
+    if color == "time":
+        return node.time_share or 0.0
+    if color == "dormant":
+        value = node.dormant - (first.dormant if first else 0.0)
+    elif color == "rank":
+        value = 1.0 - node.srank / max(1, first.srank if first else node.units)
+    else:
+        value = _powers(first.gradient_norm if first else largest, node.gradient_norm) / POWERS
+        if node.weight_norm == 0 and not node.gradient_norm:
+            value = 0.0  # it has nothing to learn
+    return min(1.0, max(0.0, value))
+
+
+def _powers(before: float, now: float) -> float:
+    """How many powers of ten ``now`` is below ``before``; as many as there are colors where it is 0."""
+    if before <= 0:
+        return 0.0
+    return POWERS if not now > 0 else math.log10(before / now)
+
+
+def _told(box: Box, nodes: list[NodeProbe], color: Color) -> Box:
+    """``box`` with the numbers of the ``nodes`` that it stands for; on it, where it is colored, that of the color."""
+    if not nodes:
+        return box
+    details = dict(box.details)
+    for node in nodes:
+        label = "" if node.is_output else f" {node.layer}"
+        label = label if len({n.path for n in nodes}) == 1 else f" {node.path}{label}"
+        details[f"probe{label}"] = _numbers(node)
+    if not box.heat or box.heat < 0.005:
+        return replace(box, details=details)
+    worst = max(nodes, key=lambda node: _heat(node, color, max(n.gradient_norm for n in nodes)))
+    return replace(box, lines=(*box.lines, _line(worst, color)), details=details)
+
+
+def _numbers(node: NodeProbe) -> str:
+    shares = [f"dead {node.dead:.1%}", f"dormant {node.dormant:.1%}"]
+    if node.saturated is not None:
+        shares.append(f"saturated {node.saturated:.1%}")
+    norms = f"rank {node.srank} of {node.units}, gradient {node.gradient_norm:.1e}"
+    return f"{', '.join(shares)}, {norms}"
+
+
+def _line(node: NodeProbe, color: Color) -> str:
+    first = node.at_init
+    now, then = {
+        "dormant": (f"{node.dormant:.0%} dormant", first and f"{first.dormant:.0%}"),
+        "rank": (f"rank {node.srank} of {node.units}", first and f"{first.srank}"),
+        "gradient": (f"gradient {node.gradient_norm:.0e}", first and f"{first.gradient_norm:.0e}"),
+        "time": (f"{node.time_share or 0.0:.0%} of the time", None),
+    }[color]
+    return now if then is None else f"{now} (was {then})"
