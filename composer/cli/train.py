@@ -23,7 +23,7 @@ __all__ = ["add_train_options", "parsed", "run_train", "take_config"]
 OF_OPTIONS = ("imageio", "imageio_ffmpeg", "tensorboard")  # libraries of [train] for options alone
 OF_THE_TASK = (
     "trainer", "algorithm", "steps", "seed", "envs", "eval_episodes", "settings", "device", "threads",
-    "subprocess", "env_set", "eval_every", "checkpoint_every", "keep", "tensorboard", "video",
+    "subprocess", "env_set", "eval_every", "checkpoint_every", "probe_every", "keep", "tensorboard", "video",
 )  # fmt: skip
 # Option, what stands for its value, its type (a flag without), and its help.
 OPTIONS: tuple[tuple[str, str, type | None, str], ...] = (
@@ -48,6 +48,12 @@ OPTIONS: tuple[tuple[str, str, type | None, str], ...] = (
         "steps between evaluations, of which the best model is kept (default: none)",
     ),
     ("--checkpoint-every", "N", int, "steps between numbered checkpoints (default: none)"),
+    (
+        "--probe-every",
+        "N",
+        int,
+        "steps between probes, whose numbers are in progress.csv (default: none)",
+    ),
     ("--keep", "N", int, "how many numbered checkpoints stay, 0 for all (default: 5)"),
     ("--tensorboard", "", None, "also write event files for TensorBoard"),
     ("--video", "", None, "at the end, write a video of the best policy"),

@@ -50,12 +50,15 @@ def copied(model: Model) -> Model:
 
 
 def _ensembles(model: nn.Module) -> Iterator[EnsembleBlock]:
+    """Those in ``model``, and those over the networks of actors, which are no children of it."""
     for module in model.modules():
         if isinstance(module, EnsembleBlock):
             yield module
-        elif isinstance(module, SeparateNetworks) and module.ensemble is not None:
-            yield module.ensemble
-            yield from _ensembles(module.ensemble)
+        elif isinstance(module, StructuredModule):
+            for group in module.groups:
+                ensemble = getattr(group.module, "ensemble", None)
+                if ensemble is not None:
+                    yield from _ensembles(ensemble)
 
 
 def _unstack(ensemble: EnsembleBlock) -> None:

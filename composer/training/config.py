@@ -40,6 +40,7 @@ KINDS = {
     "eval_episodes": _COUNT,
     "eval_every": _COUNT,
     "checkpoint_every": _COUNT,
+    "probe_every": _COUNT,
     "keep": _COUNT,
     "tensorboard": _FLAG,
     "video": _FLAG,

@@ -24,6 +24,7 @@ MOST_THREADS = 1024
 RANGES = {
     "steps": (1, MOST), "envs": (1, MOST_ENVS), "eval_episodes": (1, MOST), "seed": (0, MOST),
     "threads": (1, MOST_THREADS), "eval_every": (0, MOST), "checkpoint_every": (0, MOST), "keep": (0, MOST),
+    "probe_every": (0, MOST),
 }  # fmt: skip
 
 

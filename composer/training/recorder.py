@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
+from composer.probing.play import ProbeError
+from composer.probing.run import probe
+from composer.spaces.lookup import make_environment
 from composer.training.environment import environment_maker
 from composer.training.evaluation import Evaluation, acting, evaluate
 from composer.training.events import Events
@@ -41,7 +44,7 @@ class Recorder:
         self._aside = 0.0  # seconds that were no training
         self._save_at = self._began + SAVE_EVERY
         self._before = records.seconds
-        self._evaluated = self._checkpointed = self.steps = done
+        self._evaluated = self._checkpointed = self._probed = self.steps = done
         self._make = environment_maker(folder.task)
         records.progress.begin(done, 0.0)
 
@@ -63,6 +66,9 @@ class Recorder:
         if _passed(task.eval_every, self._evaluated, steps) and steps < task.steps:
             self._evaluated = steps
             self._evaluate_now()
+        if _passed(task.probe_every, self._probed, steps):
+            self._probed = steps
+            self._probe_now()
         if time.monotonic() >= self._save_at:
             self.save()
         return not self._interruption
@@ -95,6 +101,18 @@ class Recorder:
         evaluation = self._evaluate()
         if evaluation is not None and self._note(evaluation):
             self.save()
+
+    def _probe_now(self) -> None:
+        """Measure what the nodes of the model do now; the numbers are a row of their own."""
+        task = self._folder.task
+        with self._set_aside("probing"):
+            try:
+                with closing(make_environment(task.environment, arguments=task.env_set)) as env:
+                    result = probe(self._trainer.model, env, seed=task.seed, baseline=False)
+            except ProbeError as error:
+                raise TrainingError(f"--probe-every: {error}") from error
+        self._records.progress.note(result.metrics())
+        self._show(self._records.progress.close_row(self.steps, *self._times()))
 
     def _evaluate(self) -> Evaluation | None:
         task = self._folder.task

@@ -79,14 +79,18 @@ class ProgressLog:
         """
         if self._begun is None:
             self._begun = (0, 0.0)
-        for name, value in (metrics or {}).items():
-            self._waiting.setdefault(name, []).append(float(value))
+        self.note(metrics or {})
         self._is_silent &= not metrics
         if step < self._begun[0] + self.every * (100 if self._is_silent else 1):
             return None
         if metrics or self._is_silent:
             return self.close_row(step, seconds, training)
         return None
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Add ``metrics`` to the next row, beside those of the trainer."""
+        for name, value in metrics.items():
+            self._waiting.setdefault(name, []).append(float(value))
 
     def begin(self, step: int, training: float) -> None:
         """Count from ``step`` on, where a run is resumed."""

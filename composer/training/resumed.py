@@ -23,7 +23,7 @@ from composer.trust import check_environment
 __all__ = ["LATER", "refuse_another", "refuse_another_task", "restore"]
 
 # Fields of a task that may be others when a run is resumed.
-LATER = {"steps", "threads", "device", "subprocess", "keep", "tensorboard", "video"}
+LATER = {"steps", "threads", "device", "subprocess", "keep", "probe_every", "tensorboard", "video"}
 # The state of an optimiser and a replay buffer, which are empty at first.
 GROWING = {"state", "buffer"}
 

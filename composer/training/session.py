@@ -187,7 +187,7 @@ def resume(
     """Continue the run in the folder ``path``, to more ``steps`` if given.
 
     ``spec`` and the ``given`` fields of a `Task` must equal the run's, but for ``threads``, ``device``, ``subprocess``,
-    ``keep``, ``tensorboard`` and ``video``. Raises as `train`; the folder is then as it was.
+    ``keep``, ``probe_every``, ``tensorboard`` and ``video``. Raises as `train`; the folder is then as it was.
     """
     allow = allow_list(allow)
     if spec is not None:

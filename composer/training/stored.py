@@ -35,6 +35,7 @@ _CALLED = {str: "a text", int: "an integer", bool: "true or false", dict: "a map
 # Fields that older runs lack.
 NEWER = {
     "device", "threads", "subprocess", "env_set", "eval_every", "checkpoint_every", "keep", "tensorboard", "video",
+    "probe_every",
 }  # fmt: skip
 
 

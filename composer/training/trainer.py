@@ -112,8 +112,8 @@ class Task:
     of the environment; trainers make their environments by `environment.environment_maker`, each in a process of its
     own where ``subprocess`` says so. ``device`` is where the model is trained, ``threads`` are PyTorch's.
 
-    The last five are for the run, not for its trainer: steps between two evaluations, and between two numbered
-    checkpoints, of which the last ``keep`` stay (0: none, none, all), and what else is written.
+    The last six are for the run, not for its trainer: steps between two evaluations, between two numbered checkpoints,
+    of which the last ``keep`` stay, and between two probes (0: none, none, all, none), and what else is written.
     """
 
     spec: str
@@ -131,6 +131,7 @@ class Task:
     env_set: Mapping[str, Any] = field(default_factory=dict)
     eval_every: int = 0
     checkpoint_every: int = 0
+    probe_every: int = 0
     keep: int = 5
     tensorboard: bool = False
     video: bool = False

@@ -593,6 +593,7 @@ def test_a_reader_that_goes_away_is_no_error():
         "diff",
         "import",
         "lsp",
+        "probe",
     ],
 )
 def test_help_is_what_it_was(capsys, command):

@@ -112,7 +112,7 @@ def test_the_command_says_what_came_of_it(capsys):
         "algorithm": "ppo", "steps": 256, "seed": 0, "envs": 1, "eval_episodes": 2,
         "settings": {"n_steps": 256}, "device": "cpu", "threads": 1, "subprocess": False,
         "env_set": {}, "eval_every": 0, "checkpoint_every": 0, "keep": 5, "tensorboard": False,
-        "video": False,
+        "video": False, "probe_every": 0,
     }  # fmt: skip
 
 
