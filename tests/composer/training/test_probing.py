@@ -78,6 +78,6 @@ def test_several_actors_are_probed_by_network(monkeypatch):
 
 def test_a_number_of_steps_that_cannot_be_is_refused():
     with pytest.raises(
-        TrainingError, match="^--probe-every must be an integer of 0 or more, got -1$"
+        TrainingError, match=r"^--probe-every must be an integer of 0 or more, got -1$"
     ):
         train(CARTPOLE, "run", probe_every=-1, **SHORT)
