@@ -129,9 +129,7 @@ def _written(arguments: argparse.Namespace, model: Model, result: Probe) -> Iter
 
         text = json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n"
         with as_user_errors(WriteError):
-            replace_with(
-                arguments.json, lambda name: Path(name).write_text(text, encoding="utf-8")
-            )
+            replace_with(arguments.json, lambda name: Path(name).write_text(text, encoding="utf-8"))
         yield f"wrote {arguments.json}"
     if arguments.draw is not None:
         from composer.probing.drawing import draw_probe

@@ -51,7 +51,21 @@ def test_a_spec_is_probed_with_its_first_weights(capsys):
     lines = out.splitlines()
     assert (status, err) == (0, "")
     assert lines[0].split() == (
-        ["node", "units", "mean", "std", "min", "max", "dead", "dormant", "saturated", "srank", "|W|", "|grad|", "time"]
+        [
+            "node",
+            "units",
+            "mean",
+            "std",
+            "min",
+            "max",
+            "dead",
+            "dormant",
+            "saturated",
+            "srank",
+            "|W|",
+            "|grad|",
+            "time",
+        ]
     )
     assert [line.split()[:2] for line in lines[1:4]] == [
         ["policy/latent", "8"],
