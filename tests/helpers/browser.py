@@ -40,9 +40,7 @@ class Tab:
 
     def run(self, script: str):
         """The value of JavaScript; a promise is awaited."""
-        result = self(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
-        )
+        result = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
@@ -82,12 +80,15 @@ class Tab:
         kinds = ("Runtime.exceptionThrown", "Log.entryAdded")
         return [event["params"] for event in self.events if event["method"] in kinds]
 
+
 @contextmanager
 def browser(folder: Path):
     """A tab; ``folder`` is for the profile. Fails where there is no Chromium."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
-        pytest.fail("the pages are looked at in Chromium, which is not installed: apt-get install chromium")
+        pytest.fail(
+            "the pages are looked at in Chromium, which is not installed: apt-get install chromium"
+        )
     command = [
         program, "--headless=new", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank",

@@ -22,6 +22,7 @@ from tests.helpers.example_models import CARTPOLE
 from tests.helpers.paths import ROOT
 from tests.helpers.watching import BROKEN, PATIENCE, SPEC, Client, served
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("watched")

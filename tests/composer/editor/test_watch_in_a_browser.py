@@ -65,8 +65,14 @@ def page(tab, spec, looker, tmp_path):
         tab.wait(f"typeof last !== 'undefined' && last !== null && {GOOD} && svg !== null")
         yield tab
         assert tab.complaints() == []
-        asked = [event["params"]["request"]["url"] for event in tab.events if event["method"] == "Network.requestWillBeSent"]
-        assert [url for url in asked if not url.startswith((f"http://{client.host}/", "data:"))] == []
+        asked = [
+            event["params"]["request"]["url"]
+            for event in tab.events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
+        assert [
+            url for url in asked if not url.startswith((f"http://{client.host}/", "data:"))
+        ] == []
         tab("Page.navigate", url="about:blank")
 
 
@@ -87,7 +93,9 @@ def test_zoom_and_choice_stay_and_changed_boxes_are_marked(page, spec):
     for _ in range(3):
         page.mouse("mouseWheel", x, y, deltaX=0, deltaY=-100)
     page.wait(f"{VIEW} !== '{whole}'")
-    assert page.middle(shape("policy/latent")) == pytest.approx((x, y), abs=60)  # zoomed at the pointer
+    assert page.middle(shape("policy/latent")) == pytest.approx(
+        (x, y), abs=60
+    )  # zoomed at the pointer
     view = page.run(VIEW)
     save(page, spec, "hidden: 128", "hidden: 96", GOOD)
     assert page.run(VIEW) == view
@@ -95,7 +103,9 @@ def test_zoom_and_choice_stay_and_changed_boxes_are_marked(page, spec):
     assert "policy/latent" in changed
     assert "policy/scaled" not in changed
     assert "policy/heads/move" not in changed
-    assert page.run("document.getElementById('state').textContent") == f"good, {len(changed)} changed"
+    assert (
+        page.run("document.getElementById('state').textContent") == f"good, {len(changed)} changed"
+    )
     assert page.run(f"{shape('policy/latent')}.classList.contains('chosen')")
     mark = f"getComputedStyle({shape('policy/latent')}.querySelector('polygon')).strokeWidth"
     assert page.run(mark) == "3.5px"
@@ -105,22 +115,41 @@ def test_zoom_and_choice_stay_and_changed_boxes_are_marked(page, spec):
 
 
 def test_who_has_not_zoomed_sees_all_of_the_next_picture(page, spec):
-    save(page, spec, "latent: {block: dense", "more: {block: dense, in: both, hidden_units: 256}\n    latent: {block: dense", "true")
-    save(page, spec, "in: both, hidden_units: \"${params.hidden}\"", "in: more, hidden_units: 128", GOOD)
+    save(
+        page,
+        spec,
+        "latent: {block: dense",
+        "more: {block: dense, in: both, hidden_units: 256}\n    latent: {block: dense",
+        "true",
+    )
+    save(
+        page,
+        spec,
+        'in: both, hidden_units: "${params.hidden}"',
+        "in: more, hidden_units: 128",
+        GOOD,
+    )
     assert page.run(VIEW) == page.run("whole.join(' ')")
     assert page.run(CHANGED) == ["policy/latent", "policy/more"]
 
 
-def test_while_something_is_wrong_the_picture_is_grey_and_problems_open_their_place(page, spec, tmp_path):
+def test_while_something_is_wrong_the_picture_is_grey_and_problems_open_their_place(
+    page, spec, tmp_path
+):
     color = "getComputedStyle({}.querySelector('polygon')).fill"
     blue = page.run(color.format(shape("policy/latent_screen")))
     view = page.run(VIEW)
     save(page, spec, "block: dense, in: both", "block: dnse, in: both", BAD)
     assert page.run("document.title") == "✗ 1 · complex.yaml"
     assert page.run(color.format(shape("policy/latent_screen"))) == "rgb(241, 243, 245)"
-    assert page.run("[...document.querySelectorAll('g.wrong')].map((box) => boxes[box.id].path)") == ["policy/latent"]
+    assert page.run(
+        "[...document.querySelectorAll('g.wrong')].map((box) => boxes[box.id].path)"
+    ) == ["policy/latent"]
     button = "document.querySelector('#problems button')"
-    assert page.run(f"{button}.textContent") == "complex.yaml:14:21unknown block 'dnse'; did you mean 'dense'?"
+    assert (
+        page.run(f"{button}.textContent")
+        == "complex.yaml:14:21unknown block 'dnse'; did you mean 'dense'?"
+    )
     page.click(*page.middle(button))
     page.wait("document.getElementById('said').textContent.startsWith('opened ')")
     wait_for(tmp_path / "14-21")
@@ -169,7 +198,11 @@ def test_nothing_is_cut_off(page, width, scheme):
 def test_a_place_is_copied_where_no_command_opens_it(tab, spec, looker):
     with served(looker.look, spec) as client:
         origin = f"http://{client.host}"
-        tab("Browser.grantPermissions", origin=origin, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+        tab(
+            "Browser.grantPermissions",
+            origin=origin,
+            permissions=["clipboardReadWrite", "clipboardSanitizedWrite"],
+        )
         tab("Page.navigate", url=f"{origin}{client.path}")
         tab.wait(f"typeof last !== 'undefined' && last !== null && {GOOD} && svg !== null")
         tab.click(*tab.middle(shape("policy/latent")))
