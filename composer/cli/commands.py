@@ -52,6 +52,7 @@ from composer.cli.run import add_run_options, run_experiment, with_overrides
 from composer.cli.runs import add_compare_options, add_eval_options, model_of, run_compare, run_eval
 from composer.cli.train import run_train, take_config
 from composer.cli.watch import run_watch
+from composer.cli.why import add_why_options, run_why
 from composer.errors import RefusedError, SpecError
 from composer.source.files import real_path
 from perception_blocks.words import readable, wrapped
@@ -397,6 +398,11 @@ def _train(arguments: argparse.Namespace) -> int:
     return run_train(arguments, source, weights)
 
 
+def _why(arguments: argparse.Namespace) -> None:
+    for text in run_why(arguments):
+        _say_fitted(text)
+
+
 def _import(arguments: argparse.Namespace) -> None:
     for text in run_import(arguments):
         _say(text)
@@ -453,7 +459,7 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 # The arguments of a command that may be the folder of a run, for its best model.
-OF_MODELS = dict.fromkeys(("check", "show", "draw", "export"), ("file",)) | {
+OF_MODELS = dict.fromkeys(("check", "show", "draw", "export", "why"), ("file",)) | {
     "diff": ("first", "second")
 }
 # Command: the function that runs it, the function that adds its options, and its help.
@@ -478,6 +484,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
         add_spec,
         "print shapes, parameters and FLOPs of every node, the parts of an action model, or the calls of an experiment",
     ),
+    "why": (_why, add_why_options, "print where the shapes of a node come from"),
     "draw": (
         _draw,
         add_draw_options,

@@ -27,6 +27,7 @@ __all__ = [
     "composed_network",
     "model_of_source",
     "read_source",
+    "refuse_experiment",
     "load_given",
     "experiment_of",
     "data_of",
@@ -112,11 +113,7 @@ def read_source(
     from composer.trust import import_extensions
 
     source, spaces = loaded or load_given(arguments)
-    if _is_experiment(source):
-        raise UserError(
-            f"{arguments.file} describes an experiment of several models, and composer {arguments.command} takes a "
-            f"model; `composer run {as_argument(arguments.file)}` runs it"
-        )
+    refuse_experiment(arguments, source)
     if is_network(source):
         raise UserError(
             f"{arguments.file} describes a network without actions, and composer {arguments.command} takes a model; "
@@ -140,6 +137,15 @@ def load_given(arguments: argparse.Namespace) -> Loaded:
 
     import_allowed(arguments.allow)
     return _source_and_spaces(arguments)
+
+
+def refuse_experiment(arguments: argparse.Namespace, source: Source) -> None:
+    """Raise UserError for a command that takes a model."""
+    if _is_experiment(source):
+        raise UserError(
+            f"{arguments.file} describes an experiment of several models, and composer {arguments.command} takes a "
+            f"model; `composer run {as_argument(arguments.file)}` runs it"
+        )
 
 
 def _is_experiment(source: Source) -> bool:

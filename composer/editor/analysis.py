@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -40,7 +40,7 @@ from composer.editor.memory import Document
 from composer.editor.mend import mended_data, mended_texts
 from composer.editor.module_cache import KeepingConstruction
 from composer.errors import Path, Position, Problem, Problems, SpecError
-from composer.limits import Limits
+from composer.limits import GivenLimits, limits_from
 from composer.model import Model
 from composer.source.files import real_path
 from composer.source.load import Source, load_source
@@ -55,9 +55,10 @@ from perception_blocks.port import Shape
 from perception_blocks.reading import files_found
 from perception_blocks.words import sparing
 
-__all__ = ["Analyser", "Analysis", "analyse"]
+__all__ = ["Analyser", "Analysis", "analyse", "analyse_source"]
 
 Stage = Literal["syntax", "structure", "shapes"]
+GivenTo: TypeAlias = "Callable[[ModelSpec, str], Given]"
 NO_FILES: Mapping[str, str] = MappingProxyType({})
 MOST_DOCUMENTS = 16  # that are remembered
 
@@ -70,8 +71,9 @@ class Analysis:
     nodes in which it is good. ``index`` says where keys and values are written (`Source.span`, `Source.at`); of a text
     that is no YAML, of what it was probably meant to be. ``nodes`` and ``values`` are by the path of a node, a network
     or a nested graph. ``environment`` is the id, or the checkpoint, whose ``spaces`` the shapes follow from; where it
-    is None, ``unknown`` says why. ``stage`` is how far it went: a text that is no YAML ends at "syntax".
-    ``parameters`` are counted by policy and critic where there is no problem.
+    is None, ``unknown`` says why. ``networks`` has policies and critics, templates as graphs. ``stage`` is how far it
+    went: a text that is no YAML ends at "syntax". ``parameters`` are counted by policy and critic where there is no
+    problem.
     """
 
     problems: tuple[Problem, ...]
@@ -85,6 +87,7 @@ class Analysis:
     spec: ModelSpec | None = None
     spaces: Spaces | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
+    networks: tuple[NetworkSpec, ...] = ()
 
 
 class Analyser:
@@ -160,7 +163,7 @@ class _Check:
         except SpecError as error:
             analysis = self._of_broken_text(text, error.problems)
         else:
-            analysis = self._of_source(source, text)
+            analysis = self.of_source(source, text)
         analysis = self._with_last_facts(analysis, text)
         told = {problem.message for problem in wrong}
         others = [problem for problem in analysis.problems if problem.message not in told]
@@ -184,7 +187,7 @@ class _Check:
             known = Analysis(problems, source, params=source.params, spec=spec)
             if spec is None:
                 return known
-            given = given_spaces(spec, text, self.path, self.settings, self.spaces)
+            given = self._given(spec, text)
             known = self._with_guesses(known, structure, given)
             self.document.remember(known.nodes, source, meant, given.name)
             return known
@@ -192,7 +195,11 @@ class _Check:
 
     # --- a text that can be read ---
 
-    def _of_source(self, source: Source, text: str) -> Analysis:
+    def _given(self, spec: ModelSpec, text: str) -> Given:
+        return given_spaces(spec, text, self.path, self.settings, self.spaces)
+
+    def of_source(self, source: Source, text: str, given_to: GivenTo | None = None) -> Analysis:
+        """Of a spec that was read; ``given_to`` gives the spaces, if not those that the ``text`` is about."""
         if is_experiment(source.data):
             return self._of_experiment(source)
         if is_network(source.data):
@@ -203,7 +210,7 @@ class _Check:
         )
         if spec is None or spec.model is not None:
             return known
-        given = given_spaces(spec, text, self.path, self.settings, self.spaces)
+        given = (given_to or self._given)(spec, text)
         notes = BuildNotes()
         structure = list(problems)
         problems += [p for p in given.problems if not (structure and p.path)]
@@ -214,12 +221,14 @@ class _Check:
         known = _with_facts(replace(known, unknown=given.unknown), _networks_of(spec), notes)
         counts = {} if problems else self.parameters
         known = replace(known, problems=_in_order(problems), parameters=counts)
-        self.document.remember(known.nodes, source, text, given.name)
+        if text:
+            self.document.remember(known.nodes, source, text, given.name)
         return self._with_guesses(known, problems, given) if problems else known
 
     def _structure(self, source: Source) -> tuple[ModelSpec | None, list[Problem]]:
         """The spec as far as it could be read, and what is wrong with its structure."""
-        spec, problems = read_structure(source, self.settings.allow)
+        allow, limits = self.settings.allow, self.settings.limits
+        spec, problems = read_structure(source, allow, limits=limits)
         return spec, list(problems)
 
     def _of_model(
@@ -236,7 +245,7 @@ class _Check:
                 spaces = find_spaces(spec, None, *made.spaces)
                 if structure:
                     return faults_of_untouched(
-                        spec, structure, spaces, allow, Limits(), notes, construction
+                        spec, structure, spaces, allow, self.settings.limits, notes, construction
                     )
                 recalled_spaces(spec, made.spaces, made.why_not_recalled, None)
                 self._compose(spec, spaces, notes)
@@ -250,7 +259,7 @@ class _Check:
 
     def _compose(self, spec: ModelSpec, spaces: Spaces, notes: BuildNotes) -> None:
         """What `composer.compose` does, without weights. Raises as it does."""
-        source, limits = spec.source, Limits()
+        source, limits = spec.source, self.settings.limits
         actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
         spec = of_one_actor(spec) if actors is None else spec
         context = BuildContext(
@@ -337,7 +346,7 @@ class _Check:
         notes = BuildNotes()
         try:
             with collection_paused():
-                file = check_network(source, self.settings.allow, Limits(), notes)
+                file = check_network(source, self.settings.allow, self.settings.limits, notes)
         except SpecError as error:
             return replace(known, problems=error.problems)
         except (Exception, SystemExit) as error:  # of a user's class
@@ -354,7 +363,8 @@ def _networks_of(spec: ModelSpec) -> list[NetworkSpec]:
 def _with_facts(analysis: Analysis, specs: Iterable[NetworkSpec], notes: BuildNotes) -> Analysis:
     networks = {spec.path: notes.expanded.get(spec.path, spec) for spec in specs}
     values = known_values(networks, notes)
-    return replace(analysis, nodes=facts_of(networks, notes), values=values)
+    described = tuple(networks.values())
+    return replace(analysis, nodes=facts_of(networks, notes), values=values, networks=described)
 
 
 def _in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
@@ -394,3 +404,13 @@ def analyse(
     Environments are made in a process of their own, once each; spaces, modules and the last facts of a file are kept.
     """
     return _ANALYSER.analyse(text, path, allow=allow, environment=environment, files=files)
+
+
+def analyse_source(
+    source: Source, given_to: GivenTo, allow: Sequence[str] = (), limits: GivenLimits = None
+) -> Analysis:
+    """What can be said of a spec that was read, with the spaces that ``given_to`` gives; nothing is kept."""
+    settings = Settings(tuple(allow), limits=limits_from(limits))
+    check = _Check(source.name or "", NO_FILES, settings, Document(), SpaceKeeper())
+    check.document.modules.begin()
+    return check.of_source(source, "", given_to)

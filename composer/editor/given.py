@@ -10,6 +10,7 @@ from typing import NamedTuple
 from composer.checkpoint.container import CheckpointError
 from composer.editor.environments import MadeSpaces, SpaceKeeper, SpacesUnknownError
 from composer.errors import Path, Position, Problem, SpecError
+from composer.limits import Limits
 from composer.source.files import display_name
 from composer.source.load import Source
 from composer.spec.model_spec import ModelSpec
@@ -39,6 +40,7 @@ class Settings(NamedTuple):
     allow: tuple[str, ...] = ()
     environment: str | None = None
     makes_environments: bool = True
+    limits: Limits = Limits()
 
 
 class Given(NamedTuple):

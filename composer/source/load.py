@@ -137,6 +137,11 @@ class Source:
         node, exists = node_at(self._written, path)
         return exists and node.refers
 
+    def written(self, path: Path) -> object:
+        """The value at ``path`` as it is written, with its references to params; None where there is none."""
+        node, exists = node_at(self._written, path)
+        return plain(node) if exists else None
+
     def with_data(self, data: Mapping[str, object]) -> Source:
         """A spec of the same files with other ``data``, which is written in none of them."""
         folders = self._searched, self._registered

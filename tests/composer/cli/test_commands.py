@@ -594,6 +594,7 @@ def test_a_reader_that_goes_away_is_no_error():
         "import",
         "lsp",
         "probe",
+        "why",
     ],
 )
 def test_help_is_what_it_was(capsys, command):
