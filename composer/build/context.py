@@ -30,7 +30,8 @@ class BuildContext:
     """What is given to all that is built for one model; ``problems`` gathers what is wrong, ``budget`` what is made.
 
     ``broken`` are the places where the structure of the spec is wrong: a node there is not built, and of the others
-    only what is wrong with their blocks and settings is said, see `BuildNotes.faults`.
+    only what is wrong with their blocks and settings is said, see `BuildNotes.faults`. ``goes_on``: whatever can be
+    built is built in spite of problems, to know more of it.
     """
 
     source: Source
@@ -40,6 +41,7 @@ class BuildContext:
     meta: bool
     budget: Budget
     broken: frozenset[Path] = frozenset()
+    goes_on: bool = False
     construction: Callable[..., SeededConstruction] = SeededConstruction
 
     def is_broken(self, node: NodeSpec) -> bool:

@@ -54,7 +54,7 @@ def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> Built
     refused = {**member.refused, "stack": stack}
     refused.pop("separate", None)  # which has been noted
     builder.refuse_settings(refused)
-    if policy_failed(plan) and not plan.context.broken:
+    if policy_failed(plan) and not plan.context.goes_on:
         return None
     built = builder.network("critic", member, network, plan)
     if built is None:

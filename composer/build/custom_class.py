@@ -68,7 +68,12 @@ def custom_network(
     several = requirements.copies > 1
     try:
         module = make(construction.trial() if several else construction)
-        out_ports = _checked_outputs(module, label, ports, requirements)
+        asked = (requirements.heads, requirements.values, requirements.reasons)
+        out_ports = construction.measured(
+            (),
+            (cls, arguments, ports, asked),
+            lambda: _checked_outputs(module, label, ports, requirements),
+        )
     except Exception as error:
         if _note_wrong_types(cls, spec, context):
             return Outcome()

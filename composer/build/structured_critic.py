@@ -53,7 +53,7 @@ def build_critic_by_actor(
     before = len(context.problems)
     builder.refuse_settings(kind.refused)
     plans = {a.name: group.plan_of(a) for group in groups for a in group.actors}
-    failed = not context.broken and any(policy_failed(plan) for plan in plans.values())
+    failed = not context.goes_on and any(policy_failed(plan) for plan in plans.values())
     unknown = failed or len(plans) < len(actors)
     if len(context.problems) > before or unknown:
         return None
@@ -93,7 +93,7 @@ class _StructuredCriticBuilder(CriticBuilder):
             if str(key) in {*Targeted.added, *self.member.added}:
                 message = f"{str(key)!r} is the name of a part of the critic itself; rename the step or agent"
                 self.problems.add(paths[key], message, key=True)
-        if len(self.problems) > before:
+        if len(self.problems) > before and not self.context.goes_on:
             return None
         if self.previous and len(served) == 1:
             message = (
@@ -101,7 +101,8 @@ class _StructuredCriticBuilder(CriticBuilder):
                 f"{self.critic.kind!r} needs 'networks' by step"
             )
             self.problems.add(self.critic.path, message, key=True)
-            return None
+            if not self.context.goes_on:
+                return None
         names = (
             sorted(served, key=lambda key: self._place(served[key][0])) if self.previous else served
         )
@@ -113,6 +114,8 @@ class _StructuredCriticBuilder(CriticBuilder):
                 return None
             built.append(group[0])
             constructions += group[1]
+        if len(self.problems) > before:
+            return None
         structured = self.structured
         critic = self.built(structured, structured.build, self.actors, built, self.setups)
         return None if critic is None else (with_target(critic, constructions[-1]), constructions)

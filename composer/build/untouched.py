@@ -37,7 +37,9 @@ def faults_of_untouched(
     source, notes = spec.source, notes or BuildNotes()
     problems = Problems(source, structure)
     broken = _broken_places(spec, source, structure)
-    context = BuildContext(source, problems, allow, 0, True, Budget(limits), broken, construction)
+    context = BuildContext(
+        source, problems, allow, 0, True, Budget(limits), broken, True, construction
+    )
     try:
         actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
         model_spec = of_one_actor(spec) if actors is None else spec

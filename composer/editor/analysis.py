@@ -257,14 +257,16 @@ class _Check:
                 return [_raised(error, spec.source)]
         return []
 
-    def _compose(self, spec: ModelSpec, spaces: Spaces, notes: BuildNotes) -> None:
+    def _compose(
+        self, spec: ModelSpec, spaces: Spaces, notes: BuildNotes, goes_on: bool = False
+    ) -> None:
         """What `composer.compose` does, without weights. Raises as it does."""
         source, limits = spec.source, self.settings.limits
         actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
         spec = of_one_actor(spec) if actors is None else spec
         context = BuildContext(
             source, Problems(source), self.settings.allow, 0, True, Budget(limits),
-            construction=self._construction(),
+            goes_on=goes_on, construction=self._construction(),
         )  # fmt: skip
         parts = build_policy_and_critic(spec, context, spaces, actors, torch.float32, notes)
         for name, part in (("policy", parts.policy), ("critic", parts.critic)):
@@ -302,7 +304,7 @@ class _Check:
         if given.made is not None:
             with self._building(source), suppress(Exception, SystemExit, LimitReached):
                 spaces = find_spaces(spec, None, *given.made.spaces)
-                self._compose(spec, spaces, notes)
+                self._compose(spec, spaces, notes, goes_on=True)
         guess = _with_facts(known, _networks_of(spec), notes)
         nodes = {
             path: tuple(facts.as_guess() for facts in of_node)

@@ -206,7 +206,7 @@ class _Assembly:
             source.init,
         )
         module = self._module(source, inner, lambda: construct(site, source))
-        outs, single = outputs_of(site, module)
+        outs, single = self._outputs(site, module)
         names = output_names(node, len(outs), block)
         ours = isinstance(module, PerceptionBlock)
         states: Mapping[str, Shape] = module.state_shapes if ours else {}
@@ -228,6 +228,12 @@ class _Assembly:
         built = BuiltNode(node, block_name(block), settings, in_ports, out_ports, step, shapes)
         self._construction.note(site.path, BuiltModule(built, module))
         return built
+
+    def _outputs(self, site: NodeConstruction, module: nn.Module) -> tuple[list[Port], bool]:
+        if isinstance(module, PerceptionBlock) or isinstance(site.block, nn.Module):
+            return outputs_of(site, module)
+        key = site.key, site.arguments
+        return self._construction.measured(site.path, key, lambda: outputs_of(site, module))
 
     def _build_nested(self, node: Node, source: Node, block: Graph) -> BuiltNode:
         if source.settings:
