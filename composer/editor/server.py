@@ -31,6 +31,9 @@ from composer.trust import allow_beside, allow_list, import_allowed
 __all__ = ["Server", "serve"]
 
 _ASKS_FOR_PARENT = 5.0  # seconds between two looks whether the editor is there
+_SWITCH = (
+    0.0005  # seconds that the thread of checks may keep the loop waiting; Python's own 0.005 add up
+)
 
 
 class Server(LanguageServer):
@@ -243,6 +246,7 @@ def serve(server: Server) -> None:
     What anything else prints, a user's module for instance, goes to stderr: stdout belongs to the protocol.
     """
     stdin, stdout = _taken_streams()
+    sys.setswitchinterval(_SWITCH)
     try:
         server.start_io(stdin, stdout)
     finally:
