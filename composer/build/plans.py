@@ -408,7 +408,7 @@ class _GroupPlanner:
                         self.misses.add(place, message)
                     else:
                         self.problems.add(place, message, key=misspelt)
-                wrong = {problem.index for problem in error.problems}
+                wrong = {problem.rule for problem in error.problems}
                 rules = [rule for index, rule in enumerate(rules) if index not in wrong]
 
     def _observe(self, plan: PolicyPlan) -> None:

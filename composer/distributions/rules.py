@@ -23,9 +23,9 @@ RULE_KEYS = ("action", "space", "distribution", "optional")
 
 
 class RuleProblem(NamedTuple):
-    """What is wrong with a rule: its ``index``, the setting at fault, and whether the setting itself is misspelt."""
+    """What is wrong with the ``rule`` of that index: the setting at fault, and whether it is itself misspelt."""
 
-    index: int
+    rule: int
     setting: str | None
     message: str
     misspelt: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from composer.critic.central import PRESENT
 from composer.editor.analysis import Analysis
@@ -125,25 +125,25 @@ class _Answer:
 
     def _settings(self, place: Path) -> Iterator[str]:
         """Each setting that is written, its value, and where it comes from."""
-        data: Any = self._analysis.index.data
-        for part in place:
-            if not isinstance(data, Mapping | list) or part not in (
-                data if isinstance(data, Mapping) else range(len(data))
-            ):
-                return
-            data = data[part]
+        data = self._analysis.index.value(place)
         for name, value in data.items() if isinstance(data, Mapping) else ():
             if name not in _WIRING and (*place, name) not in self._ancestors:
                 yield from self._setting((*place, name), value)
 
-    def _setting(self, path: Path, value: object) -> Iterator[str]:
+    def _setting(
+        self, path: Path, value: object, told: frozenset[str] = frozenset()
+    ) -> Iterator[str]:
+        """``told`` are the params that led here: those of a spec with mistakes may form a circle."""
         source = self._analysis.index
-        written = source.written(path)
-        shown, position = [f"{path[-1]}"], source.position(path)
+        written, position = source.written(path), source.position(path)
+        shown = [str(path[-1])]
         while isinstance(written, str) and (whole := _PARAM.fullmatch(written)):
+            if whole[1] in told:
+                break
+            told |= {whole[1]}
             shown.append(f"params.{whole[1]}")
-            position = source.position(("params", whole[1]))
-            written = source.written(("params", whole[1]))
+            param = ("params", whole[1])
+            written, position = source.written(param), source.position(param)
         inner = _params_in(written)
         if inner:
             shown.append(_QUOTED_PARAM.sub(r"\1", _PARAM.sub(r"params.\1", _flow(written))))
@@ -151,8 +151,10 @@ class _Answer:
             [" = ".join([*shown, _flow(value)]), *filter(None, [self._place(position)])]
         )
         for name in inner:
-            for line in self._setting(("params", name), source.params.get(name)):
-                yield f"  params.{line}"
+            if name not in told:
+                param = ("params", name)
+                for line in self._setting(param, source.value(param), told | {name}):
+                    yield f"  params.{line}"
 
     def _place(self, position: Position | None) -> str:
         """File and line, or the override."""

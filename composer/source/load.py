@@ -137,8 +137,13 @@ class Source:
         node, exists = node_at(self._written, path)
         return exists and node.refers
 
+    def value(self, path: Path) -> object:
+        """The value at ``path``, of ``params`` too; None where there is none."""
+        node, exists = node_at(self._root, path)
+        return plain(node) if exists else None
+
     def written(self, path: Path) -> object:
-        """The value at ``path`` as it is written, with its references to params; None where there is none."""
+        """The same as it is written, with its references to params."""
         node, exists = node_at(self._written, path)
         return plain(node) if exists else None
 

@@ -244,6 +244,16 @@ def test_shapes_past_a_mistake_are_marked_as_guessed(specs):
     ]
 
 
+def test_params_in_a_circle_end_an_answer(specs):
+    spec = BASE.replace("base: 16", 'base: "${params.width}"')
+    assert answer(analysed(spec), "first").splitlines()[1:3] == [
+        "  hidden_units = [params.width, 8] = ['${params.base}', 8]  <spec>:5",
+        "    params.width = params.base = params.width = '${params.base}'  <spec>:2",
+    ]
+    whole = BASE.replace("act: tanh", 'act: ["${params.act}"]')
+    assert "activation = params.act = [params.act] = " in answer(analysed(whole), "a")
+
+
 def test_a_long_chain_is_cut_and_needs_no_recursion():
     nodes = [
         f"    n{i}: {{block: torch.nn.Identity, in: {f'n{i - 1}' if i else 'state'}}}\n"

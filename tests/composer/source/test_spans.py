@@ -43,7 +43,8 @@ def written(source: Source, text: str, path: tuple, key: bool = False) -> str | 
         return None
     assert span.start == source.position(path, key)
     lines = re.split(r"(?<=\n)", text)  # characters of the text, whatever the line breaks
-    starts = [sum(map(len, lines[: place.line - 1])) + place.column - 1 for place in span]
+    places = [(place.line or 1, place.column or 1) for place in span]
+    starts = [sum(map(len, lines[: line - 1])) + column - 1 for line, column in places]
     return text[starts[0] : starts[1]]
 
 
