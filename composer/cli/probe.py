@@ -71,7 +71,7 @@ def run_probe(arguments: argparse.Namespace) -> Iterator[str]:
     yield result.text(color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
     if not is_trained:
         yield f"{arguments.file} is no checkpoint: its weights are initial ones, not trained"
-    yield from _written(arguments, model, result)
+    yield from _written(arguments, result)
 
 
 def _refuse_wrong(arguments: argparse.Namespace) -> None:
@@ -122,7 +122,7 @@ def _model(arguments: argparse.Namespace, environment: str | None) -> tuple[Mode
     return model.materialize(), name
 
 
-def _written(arguments: argparse.Namespace, model: Model, result: Probe) -> Iterator[str]:
+def _written(arguments: argparse.Namespace, result: Probe) -> Iterator[str]:
     """Write the files that are asked for."""
     if arguments.json is not None:
         from composer.atomic import WriteError, replace_with
@@ -132,7 +132,5 @@ def _written(arguments: argparse.Namespace, model: Model, result: Probe) -> Iter
             replace_with(arguments.json, lambda name: Path(name).write_text(text, encoding="utf-8"))
         yield f"wrote {arguments.json}"
     if arguments.draw is not None:
-        from composer.probing.drawing import draw_probe
-
         with as_user_errors(ValueError):
-            yield f"wrote {draw_probe(model, result, arguments.draw, arguments.color)}"
+            yield f"wrote {result.draw(arguments.draw, arguments.color)}"

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, TypeAlias
 
-from composer.diagram.drawing import write_picture
 from composer.diagram.picture import Box, Picture
 from composer.diagram.sketch import sketch
 from composer.model import Model
 from composer.probing.node import NodeProbe
-from composer.probing.result import Probe
 
-__all__ = ["COLORS", "Color", "draw_probe", "picture_of"]
+__all__ = ["COLORS", "Color", "picture_of"]
 
 Color: TypeAlias = Literal["dormant", "rank", "gradient", "time"]
 # What a deep color says; with a baseline, and without.
@@ -30,26 +26,21 @@ COLORS: Mapping[str, tuple[str, str]] = {
 POWERS = 4.0  # of ten, for the deepest color of a gradient
 
 
-def draw_probe(
-    model: Model, probe: Probe, path: str | os.PathLike[str], color: Color = "dormant"
-) -> Path:
-    """Draw ``model`` colored by what its ``probe`` says, into ``path``; its extension selects the format.
+def picture_of(model: Model, probed: Sequence[NodeProbe], color: Color) -> Picture:
+    """The diagram of ``model`` colored by the numbers of its nodes, which are among the details of its boxes.
 
-    With a baseline a color says how much worse a node, or a layer in it, is than at the beginning. Raises ValueError as
-    `composer.draw` does.
+    With a baseline a color says how much worse a node, or a layer in it, is than at the beginning. Raises ValueError for
+    another color.
     """
-    return write_picture(picture_of(model, probe, color), path)
-
-
-def picture_of(model: Model, probe: Probe, color: Color = "dormant") -> Picture:
-    """The diagram, colored, with the numbers among the details of its boxes."""
+    if color not in COLORS:
+        raise ValueError(f"color is one of {', '.join(map(repr, COLORS))}, got {color!r}")
     picture = sketch(model)
     by_path: dict[str, list[NodeProbe]] = {}
     paths = {path for box in picture.boxes.values() for path in box.stands_for}
-    for node in probe.nodes:
+    for node in probed:
         by_path.setdefault(_drawn_as(node.path, paths), []).append(node)
-    has_baseline = any(node.at_init for node in probe.nodes)
-    largest = max((node.gradient_norm for node in probe.nodes), default=0.0)
+    has_baseline = any(node.at_init for node in probed)
+    largest = max((node.gradient_norm for node in probed), default=0.0)
     values = {
         path: max(_heat(node, color, largest) for node in nodes)
         for path, nodes in by_path.items()

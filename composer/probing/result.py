@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from composer.probing.measure import TAU
 from composer.probing.node import OUTPUT, NodeProbe
 from composer.probing.table import table
-from perception_blocks.words import hint
+from perception_blocks.words import hint, readable
+
+if TYPE_CHECKING:
+    from composer.diagram.picture import Picture
+    from composer.model import Model
+    from composer.probing.drawing import Color
 
 __all__ = ["Probe"]
 
@@ -21,7 +28,8 @@ __all__ = ["Probe"]
 class Probe:
     """What `composer.probe` returns; ``str()`` of it is the table.
 
-    ``returns`` are those of the episodes that ended in the steps, ``notes`` say what could not be measured.
+    ``nodes`` are those of policy and critic in their order, each with the layers in it after it. ``returns`` are those
+    of the episodes that ended in the steps, ``notes`` say what could not be measured, ``model`` is what was probed.
     """
 
     nodes: tuple[NodeProbe, ...]
@@ -30,13 +38,14 @@ class Probe:
     tau: float = TAU
     returns: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    model: Model | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.text()
 
     def text(self, *, color: bool = False) -> str:
         """The table and what was played; with ``color`` what is worse than at the beginning is red in a terminal."""
-        lines = [table(self.nodes, color=color), "", _played(self), *self.notes]
+        lines = [table(self.nodes, color=color), "", _played(self), *map(readable, self.notes)]
         if any(node.at_init for node in self.nodes):
             worse = _counted(len(self.worse), "line") if self.worse else "nothing"
             lines.append(f"worse than the same spec freshly drawn: {worse}")
@@ -59,6 +68,23 @@ class Probe:
     def worse(self) -> tuple[NodeProbe, ...]:
         """The nodes and layers of which something is worse than at the beginning."""
         return tuple(node for node in self.nodes if node.worse)
+
+    def picture(self, color: Color = "dormant") -> Picture:
+        """The diagram of the model, in which a deep color says what is worse, or bad where there is no baseline.
+
+        ``color`` is "dormant", "rank", "gradient" or "time". Raises ValueError for another, and for a model whose
+        networks are plain PyTorch, of which there is no diagram.
+        """
+        from composer.probing.drawing import picture_of
+
+        assert self.model is not None
+        return picture_of(self.model, self.nodes, color)
+
+    def draw(self, path: str | os.PathLike[str], color: Color = "dormant") -> Path:
+        """Draw `picture` into the file ``path``, whose extension selects the format, as `composer.draw` does."""
+        from composer.diagram.drawing import write_picture
+
+        return write_picture(self.picture(color), path)
 
     def metrics(self) -> dict[str, float]:
         """The numbers of each node for a log: {"probe/policy/latent/dormant": 0.1, ...}, inner layers included."""

@@ -90,6 +90,7 @@ def probe(
         tau=tau,
         returns=tuple(_ended(record)),
         notes=(*notes, *gradients.notes),
+        model=model,
     )
 
 

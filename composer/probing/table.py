@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from composer.probing.node import OUTPUT, NodeProbe
+from perception_blocks.words import readable
 
 __all__ = ["table"]
 
@@ -28,7 +29,7 @@ def _row(node: NodeProbe) -> tuple[tuple[str, ...], frozenset[int]]:
     """The cells of a line, and the columns of those that are worse."""
     first, worse = node.at_init, node.worse
     cells = [
-        node.path if node.layer == OUTPUT else f"  {node.layer}",
+        readable(node.path if node.layer == OUTPUT else f"  {node.layer}"),
         str(node.units),
         *(f"{value:.3g}" for value in (node.mean, node.std, node.low, node.high)),
         *(_share(getattr(node, name)) for name in ("dead", "dormant", "saturated")),

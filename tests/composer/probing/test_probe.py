@@ -315,7 +315,7 @@ critic: {kind: state, separate: true, template: {}}
 def test_several_actors_have_a_path_for_each_network(block, separate):
     spec = ACTORS.replace("SEPARATE", separate).replace("BLOCK", block)
     model = composer.compose(spec, env=Signs(), seed=0)
-    result = probe(model, Signs(), 60)
+    result = probe(model, Signs(), 24)
     networks = ["policy/a"] if separate == "false" else ["policy/a/0", "policy/a/1"]
     assert {f"{network}/memory" for network in networks} <= {*paths(result)}
     assert "policy/b_0/latent" in paths(result)
