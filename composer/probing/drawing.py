@@ -29,8 +29,8 @@ POWERS = 4.0  # of ten, for the deepest color of a gradient
 def picture_of(model: Model, probed: Sequence[NodeProbe], color: Color) -> Picture:
     """The diagram of ``model`` colored by the numbers of its nodes, which are among the details of its boxes.
 
-    With a baseline a color says how much worse a node, or a layer in it, is than at the beginning. Raises ValueError for
-    another color.
+    With a baseline a color says how much worse a node, or a layer in it, is than at the beginning. Raises ValueError
+    for another color.
     """
     if color not in COLORS:
         raise ValueError(f"color is one of {', '.join(map(repr, COLORS))}, got {color!r}")

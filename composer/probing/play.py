@@ -143,7 +143,9 @@ def drawn(
     mask: Any,
 ) -> tuple[Any, Any, State | None]:
     """Actions as the distribution has them and as the environment takes them, and the state after."""
-    arguments = (observations, state, resets) if policy.has_memory else (observations,)
+    arguments: tuple[Any, ...] = (observations,)
+    if policy.has_memory:
+        arguments += (state, resets)
     with torch.no_grad():
         if policy.class_that_acts is not None:
             result = policy.act(*arguments)

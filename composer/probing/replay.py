@@ -14,6 +14,7 @@ from composer.critic.delta_state import PREV_VALUE, DeltaStateCritic
 from composer.model import Model
 from composer.network.structured import StructuredModule
 from composer.policy.policy import Policy
+from composer.policy.structured import StructuredPolicy
 from composer.probing.play import Played
 from composer.probing.watched import Watched
 from composer.spaces.actors import flat_name
@@ -68,7 +69,7 @@ def replayed(watched: Watched, steps: Played, batches: Sequence[Batch]) -> Gradi
             torch.backends.cudnn.flags(enabled=False),
         ):  # its eval mode has no gradient
             log_probs, values, state, note = passed(watched.model, batch, state)
-            if note and note not in notes:
+            if note and not notes:  # the others say the same of other actors
                 notes.append(note)
             loss = _loss(batch, log_probs, values, returns, (numbers.mean(), scale)) / len(numbers)
         if loss.requires_grad and weights:
@@ -146,10 +147,10 @@ def _judged(critic: Any, batch: Batch, outputs: Any, state: Parts) -> tuple[dict
         keywords[PREV_VALUE] = state[PREV_VALUE]
     result = critic(batch.observations, **keywords, unroll=critic.has_memory)
     values, after = critic._split(result, critic.has_memory)
-    numbers = critic.number_of(values)
+    numbers: Any = critic.number_of(values)
     if adds_up:
         state[PREV_VALUE] = torch.stack([*numbers.values()]).mean(dim=0)[-1:, None]
-    return numbers if isinstance(numbers, Mapping) else {None: numbers}, after  # type: ignore[return-value]
+    return numbers if isinstance(numbers, Mapping) else {None: numbers}, after
 
 
 def _entries(critic: Any, batch: Batch) -> Any:
@@ -238,11 +239,11 @@ def _batch(model: Model, steps: Played, start: int, end: int) -> Batch:
     rows, resets = steps.observations[part], steps.resets[part]
     actions = steps.actions[part]
     space = model.observation_space
-    if isinstance(resets[0], Mapping):
-        actors = model.policy.actors  # type: ignore[union-attr]
+    policy = model.policy
+    if isinstance(policy, StructuredPolicy):
         observations = {
             entry.key: batch_of(entry.actor.observation_space, [row[entry.key] for row in rows])
-            for entry in actors.entries(rows[0], "observations")
+            for entry in policy.actors.entries(rows[0], "observations")
         }
     else:
         observations = batch_of(space, rows)

@@ -105,6 +105,7 @@ class Watched:
         # A module that serves several nodes (same_as) runs for each of them, in their order.
         self._users: dict[int, list[WatchedNode]] = {}
         self._calls: dict[int, int] = {}
+        self._is_asking = False
         for node in self.nodes:
             self._users.setdefault(id(node.module), []).append(node)
 
@@ -157,6 +158,8 @@ class Watched:
 
     def _noted(self, recorder: HiddenRecorder, batches: int) -> Callable[..., None]:
         def after(module: nn.Module, arguments: tuple, output: Any) -> None:
+            if self._is_asking:
+                return
             node = self._node_called(module)
 
             def add(layer: str, value: Tensor, axis: int, bounds: Bounds | None) -> None:
@@ -169,9 +172,11 @@ class Watched:
             for name, value, axis in _outputs(node, output):
                 add(name, value, axis, bounds if value is main else None)
             hidden = recorder.take(main)
-            if _says_hidden_values(module):
+            if isinstance(module, PerceptionBlock) and _says_hidden_values(module):
+                self._is_asking = True  # it may call the block
                 for layer, value in module.hidden_values(arguments).items():
                     add(layer, value, -1, None)
+                self._is_asking = False
                 return
             for each in hidden:
                 add(each.layer, each.value, each.axis, each.bounds)
@@ -179,12 +184,9 @@ class Watched:
         return after
 
 
-def _says_hidden_values(module: nn.Module) -> bool:
-    """Whether the module is a block that defines `hidden_values` itself."""
-    return (
-        isinstance(module, PerceptionBlock)
-        and type(module).hidden_values is not PerceptionBlock.hidden_values
-    )
+def _says_hidden_values(block: PerceptionBlock) -> bool:
+    """Whether the class of a block defines `hidden_values` itself."""
+    return type(block).hidden_values is not PerceptionBlock.hidden_values
 
 
 def _outputs(node: WatchedNode, output: Any) -> Iterator[tuple[str, Tensor, int]]:
