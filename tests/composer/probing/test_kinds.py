@@ -79,9 +79,7 @@ def test_values_of_steps_that_build_on_each_other(monkeypatch):
 )
 def test_critics_of_every_kind(critic):
     if "value:" in critic.partition("template: {}")[2]:
-        critic = (
-            f"{{kind: state, graph: {LAYER}, heads: {{value: {{block: categorical_value, in: latent, num_bins: 11}}}}}}"
-        )
+        critic = f"{{kind: state, graph: {LAYER}, heads: {{value: {{block: categorical_value, in: latent, num_bins: 11}}}}}}"
     model = composer.compose(f"{SHARED}critic: {critic}\n", env="CartPole-v1", seed=0)
     result = probe(model, "CartPole-v1", 20)
     of_critic = [value for path, value in gradients(result).items() if path.startswith("critic/")]
@@ -173,9 +171,7 @@ def dormant_model():
 
 
 def heat(picture):
-    return {
-        path: box.heat for box in picture.boxes.values() for path in box.stands_for if box.heat
-    }
+    return {path: box.heat for box in picture.boxes.values() for path in box.stands_for if box.heat}
 
 
 @pytest.mark.parametrize("color", ["dormant", "rank", "gradient", "time"])
@@ -198,7 +194,9 @@ def test_a_fresh_model_has_no_color_and_without_a_baseline_all_dormant_units_hav
     model = dormant_model()
     bare = probe(model, "CartPole-v1", 30, baseline=False)
     assert heat(bare.picture())["policy/latent"] == 1.0
-    with pytest.raises(ValueError, match=r"^color is one of 'dormant', 'rank', 'gradient', 'time', got 'red'$"):
+    with pytest.raises(
+        ValueError, match=r"^color is one of 'dormant', 'rank', 'gradient', 'time', got 'red'$"
+    ):
         bare.picture("red")
 
 
