@@ -353,6 +353,10 @@ def test_every_key_is_taken_over_or_named(tmp_path):
             "'tanh' would follow it",
         ),
         (
+            network(CONTINUOUS, MLP, more="    central_value: True\n"),
+            "config.yaml:14:5: params.network.central_value: a network that is no policy; leave the key out",
+        ),
+        (
             network(CONTINUOUS, MLP, more="    value_activation: tanh\n"),
             "config.yaml:14:5: params.network.value_activation: the value is linear here, and the text 'tanh' would "
             "follow it",

@@ -332,6 +332,11 @@ PYTHON = "rl_cfg.py"
             "logarithm here; only 'log' is alike",
         ),
         (
+            models("cnn_cfg: {output_channels: [8]}, distribution_cfg: {}"),
+            "c.yaml",
+            "c.yaml:2:48: actor.cnn_cfg: the file does not say which observations are images; write the graph by hand",
+        ),
+        (
             models("class_name: CNNModel, distribution_cfg: {}"),
             "c.yaml",
             "c.yaml:2:48: actor.class_name: the class 'CNNModel' is no plain network; did you mean 'RNNModel'?",
