@@ -106,8 +106,13 @@ def directives(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def outcome(path: Path) -> SpecError | None:
-    """What a user gets for the spec at ``path``; None for a spec without problems."""
+def outcome(path: Path) -> str:
+    """The message a user gets for the spec at ``path``; empty for a spec without problems."""
+    error = raised_for(path)
+    return "" if error is None else str(error)
+
+
+def raised_for(path: Path) -> SpecError | None:
     says = directives(path)
     overrides, allow = says.get("set", ()), says.get("allow", ())
     try:
@@ -129,7 +134,7 @@ def outcome(path: Path) -> SpecError | None:
 def test_a_bad_spec_gets_its_answer(name, monkeypatch):
     monkeypatch.chdir(SPECS[name].parent)
     monkeypatch.syspath_prepend(FOLDER)
-    error = outcome(Path(f"{name}.yaml"))
+    error = raised_for(Path(f"{name}.yaml"))
     message = "" if error is None else str(error)
     assert message + "\n" == Path(f"{name}.txt").read_text()
     for problem in error.problems if error else ():
