@@ -51,7 +51,7 @@ def proposals(schema: Mapping[str, object], cursor: Cursor, known: Known) -> lis
     if cursor.key is None:
         found = list(_keys(schema, cursor, known))
     else:
-        found = [*_names(cursor, known), *_values(schema, cursor)]
+        found = list(_names(cursor, known)) or list(_values(schema, cursor))
         if not found and cursor.in_block_list:
             found = list(_keys_of_entry(schema, cursor))
     return [each for each in found if each.label.startswith(cursor.prefix)]
