@@ -311,7 +311,7 @@ def _import(module: str) -> ModuleType:
         raise PathError(f"the module {module!r} cannot be imported: {error}{advice}") from error
     except NameTakenError as error:
         raise PathError(f"the module {module!r} cannot be imported: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PathError(
             f"the module {module!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error

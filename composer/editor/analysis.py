@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -171,7 +172,7 @@ class _Check:
 
     def _read(self, text: str) -> Source:
         files, allow = {**self.files, real_path(self.path): text}, self.settings.allow
-        source = load_source(self.path, (), allow, registered_spec, files=files)
+        source = load_source(FilePath(self.path), (), allow, registered_spec, files=files)
         import_extensions(source, allow)
         return source
 

@@ -13,7 +13,7 @@ from composer.source.load import Source
 
 __all__ = ["Document"]
 
-MOST_NODES = 5000
+MOST_CHECKS = 200  # that a node is remembered after the last one that knew it
 _LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
 
 
@@ -21,6 +21,7 @@ class _Last(NamedTuple):
     text: str  # of the node, its name before it
     facts: tuple[NodeFacts, ...]
     environment: str | None
+    check: int
 
 
 @dataclass
@@ -33,7 +34,11 @@ class Document:
     def remember(
         self, nodes: NodesByPath, source: Source, text: str, environment: str | None
     ) -> None:
-        """Remember the facts of ``nodes`` of ``text``, which ``source`` was read from."""
+        """Remember the facts of ``nodes`` of ``text``, which ``source`` was read from, and forget old ones."""
+        check = self.modules.checks
+        self._last = {
+            path: last for path, last in self._last.items() if last.check >= check - MOST_CHECKS
+        }
         lines = _LINE_BREAK.split(text)
         for path, facts in nodes.items():
             if not facts[0].outputs:
@@ -41,12 +46,8 @@ class Document:
             key, value = source.span(path, key=True), source.span(path)
             if key is None or value is None or not source.name == key.start.file == value.end.file:
                 continue  # it is written elsewhere
-            self._last.pop(path, None)
-            self._last[path] = _Last(
-                _between(lines, Span(key.start, value.end)), facts, environment
-            )
-        while len(self._last) > MOST_NODES:
-            del self._last[next(iter(self._last))]
+            node_text = _between(lines, Span(key.start, value.end))
+            self._last[path] = _Last(node_text, facts, environment, check)
 
     def recall(self, text: str, environment: str | None) -> NodesByPath:
         """The last facts, as guesses, of the nodes whose own text is still in ``text``."""

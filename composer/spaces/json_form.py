@@ -27,8 +27,8 @@ ACTORS = "Actors"  # the type of a mapping from actors to spaces
 class OpaqueSpace(Space):
     """Replaces an ignored part of a loaded space whose class is unknown here."""
 
-    def __init__(self, class_name: str, text: str) -> None:
-        super().__init__()
+    def __init__(self, class_name: str, text: str, holds_texts: bool = False) -> None:
+        super().__init__(dtype=str if holds_texts else None)
         self.class_name = class_name
         self.text = text
 
@@ -76,7 +76,7 @@ def space_to_json(space: Space) -> Json:
         if isinstance(space, kind):
             return {"type": name, **write(space)}
     cls = type(space)
-    return {"type": "Opaque", "class": f"{cls.__module__}:{cls.__qualname__}", "text": repr(space)}
+    return {"type": "Opaque", **_opaque(f"{cls.__module__}:{cls.__qualname__}", space)}
 
 
 def space_from_json(data: object, limits: GivenLimits = None) -> Space:
@@ -263,7 +263,7 @@ class _SpaceReader:
         return spaces.Dict([(key, self.read(part)) for key, part in data["spaces"]])
 
     def opaque(self, data: Data) -> OpaqueSpace:
-        return OpaqueSpace(str(data["class"]), str(data["text"]))
+        return OpaqueSpace(str(data["class"]), str(data["text"]), data.get("holds") == "texts")
 
 
 # What Python, numpy and gymnasium raise for data of another form.
@@ -308,6 +308,12 @@ def _write_graph(space: spaces.Graph) -> Json:
     return {"node": space_to_json(space.node_space), "edge": edge}
 
 
+def _opaque(class_name: str, space: Space) -> Json:
+    data: Json = {"class": class_name, "text": repr(space)}
+    holds_texts = space.dtype is not None and space.dtype.kind == "U"
+    return {**data, "holds": "texts"} if holds_texts else data
+
+
 def _write_parts(space: spaces.Tuple | spaces.OneOf) -> Json:
     return {"spaces": [space_to_json(part) for part in space.spaces]}
 
@@ -335,7 +341,7 @@ _KINDS: dict[
     ),
     "Opaque": (
         OpaqueSpace,
-        lambda space: {"class": space.class_name, "text": space.text},
+        lambda space: _opaque(space.class_name, space),
         _SpaceReader.opaque,
     ),
 }

@@ -14,6 +14,7 @@ that no block meets an empty axis. `variable_readers` makes these tensors and ma
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeGuard
@@ -240,7 +241,7 @@ class ReaderMaker:
         return None
 
     def unsupported(self, key: str, space: Space) -> str:
-        what = f"{self.root} {key!r} is a {type(space).__name__} space"
+        what = f"{self.root} {key!r} is a {_class_of(space)} space"
         fixed = ", ".join(kind.space.__name__ for kind in KINDS.values())
         if self.root == "action":
             return f"{what}, which is not supported ({fixed}, Dict and Tuple are)"
@@ -326,6 +327,12 @@ def declared_text(name: str, declared: Mapping[str, object]) -> spaces.Text:
 def collision(root: str, key: str, first: Path, second: Path) -> str:
     places = " and ".join("".join(f"[{part!r}]" for part in path) for path in (first, second))
     return f"two parts of the {root} space get the flat key {key!r}: {places}; rename one of them"
+
+
+def _class_of(space: Space) -> str:
+    """The name of its class; of a space that was read from JSON, of the class that it had."""
+    name = getattr(space, "class_name", type(space).__name__)
+    return re.split(r"[:.]", name)[-1]
 
 
 def _is_known(space: Space) -> bool:

@@ -282,3 +282,90 @@ def test_unsaved_texts_of_other_files(look, tmp_path):
     assert messages(analysis) == []
     analysis = look(text, str(over), files={str(base): GOOD.replace("concat", "conct", 1)})
     assert [str(problem.position) for problem in analysis.problems] == [f"{base}:7:19"]
+
+
+def test_a_module_that_ends_the_process_is_a_problem(look, tmp_path, monkeypatch):
+    (tmp_path / "ending_nets.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    analysis = look(GOOD, allow=["ending_nets"])
+    assert messages(analysis) == ["the module 'ending_nets' cannot be imported: SystemExit: it ran"]
+    assert analysis.stage == "shapes"
+
+
+CLASS = """
+from torch import nn
+
+class Net(nn.Module):
+    made = 0
+    def __init__(self, obs_shapes, action_logits_shapes, width):
+        super().__init__()
+        type(self).made += 1
+        if width > 99: raise SystemExit("too wide")
+        if width > 9: raise KeyError(width)
+        self.layer = nn.Linear(obs_shapes["state"][0], width)
+        self.last = nn.Linear(width, 2)
+    def forward(self, observations):
+        return {"action": self.last(self.layer(observations["state"]))}
+"""
+
+
+def test_a_class_of_the_user(look, tmp_path, monkeypatch):
+    (tmp_path / "kept_nets.py").write_text(CLASS)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "version: 1\nenvironment: Two-v0\nignore: [image]\npolicy: {_target_: kept_nets.Net, width: 8}\n"
+    analysis = look(text, allow=["kept_nets"])
+    assert messages(analysis) == []
+    (facts,) = analysis.nodes["policy", "_target_"]
+    assert (facts.block, dict(facts.outputs), facts.parameters) == (
+        "kept_nets.Net",
+        {"action": (2,)},
+        58,
+    )
+    assert facts.flops() == 2 * (4 * 8 + 8 * 2)
+    made = sys.modules["kept_nets"].Net.made
+    assert messages(look(text + "# seen", allow=["kept_nets"])) == []
+    assert sys.modules["kept_nets"].Net.made == made
+    for width, error in ((10, "KeyError: 10"), (100, "SystemExit: too wide")):
+        (problem,) = look(text.replace("width: 8", f"width: {width}"), allow=["kept_nets"]).problems
+        assert problem.message.startswith(error)
+
+
+def test_what_is_remembered_has_bounds():
+    analyser = Analyser(Keeper())
+    for index in range(300):
+        text = GOOD.replace("latent", f"latent{index}").replace("[4]", f"[{index + 1}]")
+        assert analyser.analyse(text, "agent.yaml").problems == ()
+    (document,) = analyser._documents.values()
+    assert len(document.modules) < 7 + 2 * 14
+    assert len(document._last) < 6 + 2 * 202
+    for index in range(40):
+        analyser.analyse(GOOD, f"agent{index}.yaml")
+    assert len(analyser._documents) == 16
+    analyser.forget("agent39.yaml")
+    assert len(analyser._documents) == 15
+
+
+def test_other_kinds_of_specs(look):
+    network = "version: 1\nnetwork:\n  inputs: {x: [4]}\n  outputs: {y: 3}\n  graph: {y: {block: dense, in: x, hidden_units: [3]}}\n"
+    analysis = look(network)
+    assert (messages(analysis), analysis.stage) == ([], "shapes")
+    assert shapes(analysis) == {"network.graph.y": "{'y': (3,)}"}
+    assert look(network.replace("hidden_units: [3]", "hidden_unit: 3")).problems
+    experiment = "version: 1\ncalls: {}\n"
+    assert look(experiment).problems
+    action_model = "version: 1\nmodel: {model_typ: x}\n"
+    assert look(action_model).problems
+
+
+def test_a_nested_graph_and_an_ensemble(look):
+    text = GOOD.replace(
+        '    latent: {block: dense, in: both, hidden_units: "${params.width}"}',
+        "    latent:\n      block: ensemble\n      copies: 3\n      in: {x: both}\n      graph:\n"
+        '        inner: {block: dense, in: x, hidden_units: "${params.width}"}\n'
+        "    all: {block: flatten, in: latent}",
+    ).replace("{in: latent}", "{in: all}")
+    for edit in ("8", "9"):
+        analysis = look(text.replace("width: 8", f"width: {edit}"))
+        assert messages(analysis) == []
+        assert shapes(analysis)["policy.graph.latent.graph.inner"] == f"{{'inner': ({edit},)}}"
+    assert analysis.values["policy", "graph", "latent"] == {"x": (196,), "inner": (9,)}
