@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from composer.importing.imported import Imported
 from composer.importing.nodes import ACTION, Nodes
@@ -132,7 +132,7 @@ class _Reader:
         layers = []
         given = self.model["conv_filters"]
         for index, each in enumerate(given if isinstance(given, list) else [None]):
-            if not isinstance(each, list) or len(each) not in (3, 4):
+            if not _is_filter(each):
                 reason = (
                     f"must be a list of [channels, kernel, stride], got {describe(each)} at {index}"
                 )
@@ -273,11 +273,24 @@ class _Reader:
         name = str(model[key]).rpartition(".")[2]
         if name not in _INITIALIZERS:
             raise model.refusal(key, f"there is no initialiser {name!r}{hint(name, _INITIALIZERS)}")
-        settings = plain(model.node.value[f"{key}_kwargs"]) if model.has(f"{key}_kwargs") else {}
-        known = {k: v for k, v in (settings or {}).items() if k in ("gain", "nonlinearity")}
-        if known == settings:
-            model.ask(f"{key}_kwargs")
+        known: dict[str, Any] = {}
+        if model.has(f"{key}_kwargs"):
+            settings = model.below(f"{key}_kwargs")
+            known = {k: settings.plain(k) for k in ("gain", "nonlinearity") if settings.has(k)}
         return {_INITIALIZERS[name]: known} if known else _INITIALIZERS[name]
+
+
+def _is_filter(value: object) -> TypeGuard[list[Any]]:
+    """Whether it is ``[channels, kernel, stride]``, perhaps with a padding."""
+    if not isinstance(value, list) or len(value) not in (3, 4) or not _is_size(value[0]):
+        return False
+    both = [each if isinstance(each, list) else [each] for each in value[1:3]]
+    sizes = all(len(axes) in (1, 2) and all(map(_is_size, axes)) for axes in both)
+    return sizes and value[3:] in ([], ["same"], ["valid"])
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def _is_finite(model: Mapping[str, Any]) -> bool:

@@ -224,6 +224,7 @@ REFUSED = {
     "use_lstm: true, use_attention: true": "use_attention: with 'use_lstm' there are two memories",
     "fcnet_activation: swisch": "fcnet_activation: there is no activation 'swisch'; did you mean 'swish'?",
     "conv_filters: [[16, 4]]": "conv_filters: must be a list of [channels, kernel, stride], got a list at 0",
+    "conv_filters: [[16, 4, 0]]": "conv_filters: must be a list of [channels, kernel, stride], got a list at 0",
     "use_lstm: true, lstm_use_prev_action: 3": "lstm_use_prev_action: 3 steps back; only the last one can be read",
     "fcnet_hiddens: 64": "fcnet_hiddens: must be a list of whole numbers of at least 1, got the number 64",
 }
