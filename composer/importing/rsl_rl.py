@@ -187,7 +187,8 @@ class _Reader:
         taken, key = model.taken, model.widths
         if not taken.has(key):
             self.out.note(
-                f"{taken.name(key)}: not in the file; {_WIDTHS} is what rsl_rl itself has"
+                f"{taken.name(key)}: not in the file; {_WIDTHS} is rsl_rl's own default, and a base in another "
+                "file may say otherwise"
             )
             return _WIDTHS
         given = taken[key]

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import composer
+from composer.cli.commands import main
 from tests.helpers.foreign import adopted, count, drawn, imported, outputs, refusal
 
 CONTINUOUS = """
@@ -395,3 +396,49 @@ def test_every_key_is_taken_over_or_named(tmp_path):
 )  # fmt: skip
 def test_what_a_spec_cannot_say_is_refused_by_its_key(text, message, tmp_path):
     assert refusal(tmp_path, text) == message
+
+
+def test_a_checkpoint_that_rl_games_wrote_becomes_a_model(tmp_path, capsys):
+    """A config and its checkpoint, by the command line: spec and weights in one file, with equal outputs."""
+    from rl_games.algos_torch import torch_ext
+    from rl_games.algos_torch.models import ModelA2C
+
+    config = "{clip_actions: no, normalize_input: True, normalize_value: True}"
+    rnn = RNN % ("lstm", 1, ", before_mlp: True, layer_norm: True")
+    text = network(DISCRETE, MLP, rnn).replace("{clip_actions: no}", config)
+    net = rl_games_network(text, (4,), 2)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit, with which it compiles
+        theirs = ModelA2C.Network(
+            net, obs_shape=(4,), normalize_value=True, normalize_input=True, value_size=1
+        )
+        theirs.train().running_mean_std(torch.randn(64, 4))
+        theirs.value_mean_std(torch.randn(64, 1) * 5)
+        theirs.eval()
+        optimizer = torch.optim.Adam(theirs.parameters()).state_dict()
+        rest = {
+            "epoch": 3,
+            "optimizer": optimizer,
+            "last_mean_rewards": np.float64(1.5),
+            "env_state": None,
+        }
+        torch_ext.save_checkpoint(str(tmp_path / "last"), {"model": theirs.state_dict(), **rest})
+    (tmp_path / "ppo.yaml").write_text(text)
+    arguments = ["--weights", str(tmp_path / "last.pth"), "-o", str(tmp_path / "agent.safetensors")]
+    assert main(["import", str(tmp_path / "ppo.yaml"), "--env", "CartPole-v1", *arguments]) == 0
+    assert "24 tensors loaded, 0 differences" in capsys.readouterr().out
+    model = composer.load(tmp_path / "agent.safetensors").eval()
+    x = torch.randn(5, 4) * 0.5
+    states = tuple(state.repeat(1, 5, 1) for state in theirs.get_default_rnn_state())
+    with torch.no_grad():
+        expected = theirs(
+            {"obs": x.clone(), "is_train": False, "rnn_states": (states,), "seq_length": 1}
+        )
+    logits, values = outputs(model, x)
+    torch.testing.assert_close(
+        torch.log_softmax(logits, -1),
+        torch.log_softmax(expected["logits"], -1),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    torch.testing.assert_close(values, expected["values"], atol=1e-4, rtol=1e-4)

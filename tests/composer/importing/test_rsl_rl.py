@@ -371,3 +371,14 @@ def test_what_a_spec_cannot_say_is_refused_by_its_key(text, file, message, tmp_p
 def test_a_class_that_is_not_there_is_told_what_there_is(tmp_path):
     message = "rl_cfg.py:1:1: there is no configuration 'Flat' in the file; did you mean 'FlatCfg'?"
     assert refusal(tmp_path, ISAAC, PYTHON, name="Flat") == message
+
+
+def test_widths_that_a_base_in_another_file_may_have_are_noted(tmp_path):
+    text = "class Flat(Rough):\n    def __post_init__(self):\n        self.policy.actor_hidden_dims = [4]\n"
+    result = imported(tmp_path, text, PYTHON)
+    assert result.notes[-1] == (
+        "policy.critic_hidden_dims: not in the file; [256, 256, 256] is rsl_rl's own default, and a base in another "
+        "file may say otherwise"
+    )
+    assert result.spec["policy"]["graph"]["latent"]["hidden_units"] == [4]
+    assert result.spec["critic"]["graph"]["latent"]["hidden_units"] == [256, 256, 256]
