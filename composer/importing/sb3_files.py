@@ -73,7 +73,7 @@ def _agent(document: Document, name: str | None) -> Imported:
         shares_first=_is_before(archive.version, (1, 8)),
     )
     kwargs = top.below("policy_kwargs") if top.has("policy_kwargs") else _nothing(top)
-    top.ask("policy_class", *(key for key in top if key.startswith("_")))
+    top.ask("policy_class")
     fill_in(out, agent, kwargs)
     return finished(out, top, _training(top, kwargs, ("policy_kwargs",)))
 
