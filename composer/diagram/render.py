@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -89,28 +90,31 @@ def _finished(
 ) -> subprocess.CompletedProcess[bytes]:
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     end = time.monotonic() + seconds
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-    ) as process:
-        text: bytes | None = dot
+    # A file, as a pipe of which a part was written at the first time limit would get no more at the next.
+    with tempfile.TemporaryFile() as file:
+        file.write(dot)
+        file.seek(0)
+        process = subprocess.Popen(
+            command,
+            stdin=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
+    with process:
         try:
             while True:
                 wait = min(LOOK_EVERY, max(0.0, end - time.monotonic()))
                 try:
-                    output, errors = process.communicate(text, timeout=wait)
+                    output, errors = process.communicate(timeout=wait)
                     return subprocess.CompletedProcess(command, process.returncode, output, errors)
                 except subprocess.TimeoutExpired:
-                    text = None  # it has it
-                if given_up is not None and given_up():
-                    raise DrawError("the drawing was given up")
-                if time.monotonic() >= end:
-                    raise DrawError(
-                        f"Graphviz took more than {seconds:g} seconds; draw .dot and lay it out elsewhere"
-                    )
+                    if given_up is not None and given_up():
+                        raise DrawError("the drawing was given up") from None
+                    if time.monotonic() >= end:
+                        raise DrawError(
+                            f"Graphviz took more than {seconds:g} seconds; draw .dot and lay it out elsewhere"
+                        ) from None
         finally:
             process.kill()
 

@@ -619,7 +619,7 @@ POWERS = re.compile(
 LISTED = {
     "composer": ({"sys.path": 2}, "takes the current folder away where the command line starts"),
     "composer.diagram.render": (
-        {"subprocess": 8},
+        {"subprocess": 7},
         "Graphviz, by a list of arguments, on DOT in which every text is escaped",
     ),
     "composer.parallel.launch": (

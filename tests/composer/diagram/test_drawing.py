@@ -782,6 +782,12 @@ def test_the_process_that_draws_does_not_get_the_python_path(tmp_path, monkeypat
     assert b"<svg" in render("digraph {}", "svg")
 
 
+def test_a_dot_that_begins_late_gets_all_of_a_long_text(only_a_dot):
+    only_a_dot("sleep 0.3; cat")
+    text = f"digraph {{ {'a; ' * 100_000}}}"
+    assert render(text, "svg").decode() == text
+
+
 def test_what_graphviz_says_is_passed_on(monkeypatch):
     monkeypatch.setattr(diagram_graphviz, "_PROGRAM", "raise SystemExit('syntax error in line 1')")
     monkeypatch.setattr(diagram_graphviz.shutil, "which", lambda name: None)
