@@ -84,6 +84,12 @@ CASES = {
     "cnn": network(CONTINUOUS, CNN, MLP),
     "separate_cnn": network(DISCRETE, CNN, MLP, separate=True),
     "cnn_alone": network(DISCRETE, CNN, MLP.replace("[16, 8]", "[]")),
+    "cnn_by_axis": network(
+        DISCRETE,
+        CNN.replace("kernel_size: 3, strides: 2, padding: 0", "kernel_size: [3, 2], strides: [2, 1], padding: [1, 0]"),
+        MLP,
+    ),
+    "cnn_channels_first": network(DISCRETE, CNN.replace("type: conv2d", "type: conv2d\n      permute_input: False"), MLP),
     "lstm_after": network(CONTINUOUS, MLP, RNN % ("lstm", 1, "")),
     "lstm_before": network(CONTINUOUS, MLP, RNN % ("lstm", 2, ", before_mlp: True")),
     "gru_concat": network(
