@@ -39,6 +39,7 @@ def rows() -> Iterator[Row]:
     sys.path.append(str(CONFIGS))
     for name, allow, steps, limit in RUNS:
         model = composer.compose(CONFIGS / f"{name}.yaml", allow=allow, seed=0)
+        assert model.spec.environment is not None
         with closing(gymnasium.make(model.spec.environment)) as env:
             probing, bare, acting = medians(
                 partial(composer.probe, model, env, steps),

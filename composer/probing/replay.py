@@ -134,12 +134,14 @@ def passed(
 
 def _judged(critic: Any, batch: Batch, outputs: Any, state: Parts) -> tuple[dict[Any, Tensor], Any]:
     """The values by actor, and the state of the critic after. Notes in ``state`` the value to build on next."""
+    number_of = critic.number_of
     keywords: dict[str, Any] = {"shared": outputs} if critic.shared else {}
     if critic.takes_action:
         keywords["action"] = batch.actions
     if critic.has_memory:
-        by_actor = isinstance(batch.resets, Mapping) and isinstance(critic, StructuredModule)
-        keywords |= {"state": state["critic"], "resets": batch.resets if by_actor else batch.first}
+        has_actors = isinstance(batch.resets, Mapping) and isinstance(critic, StructuredModule)
+        resets = batch.resets if has_actors else batch.first
+        keywords |= {"state": state["critic"], "resets": resets}
     adds_up = isinstance(critic, DeltaStateCritic)
     if adds_up and not any(
         entry.actor in critic.groups[0].actors for entry in _entries(critic, batch)
@@ -147,10 +149,11 @@ def _judged(critic: Any, batch: Batch, outputs: Any, state: Parts) -> tuple[dict
         keywords[PREV_VALUE] = state[PREV_VALUE]
     result = critic(batch.observations, **keywords, unroll=critic.has_memory)
     values, after = critic._split(result, critic.has_memory)
-    numbers: Any = critic.number_of(values)
+    numbers = number_of(values)
+    by_actor: dict[Any, Tensor] = dict(numbers) if isinstance(numbers, Mapping) else {None: numbers}
     if adds_up:
-        state[PREV_VALUE] = torch.stack([*numbers.values()]).mean(dim=0)[-1:, None]
-    return numbers if isinstance(numbers, Mapping) else {None: numbers}, after
+        state[PREV_VALUE] = torch.stack([*by_actor.values()]).mean(dim=0)[-1:, None]
+    return by_actor, after
 
 
 def _entries(critic: Any, batch: Batch) -> Any:
