@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import watched
+from composer.diagram.html import to_svg
 from composer.editor.analysis import Analyser, Analysis
 from harness import Row, main, medians, run_python, seconds
 
@@ -38,6 +40,7 @@ for _ in range({edits}):
     check(analyser, next(changed))
 print(peak() - before)
 """
+REDRAWN, DRAWN = 0.4, 1.5
 LIMIT, SLOWEST = 0.050, 0.150  # of 200 nodes: the median, and 95 of 100
 
 
@@ -127,12 +130,23 @@ def rows() -> Iterator[Row]:
             slow = statistics.quantiles(times, n=20)[-1]
             yield Row(f"{name}, 95 of 100", slow, "limit", SLOWEST, at_most=1)
     yield memory_row()
+    yield from picture_rows()
 
 
 def memory_row() -> Row:
     """How much a new process grows in 1,000 edits, after some that fill what is kept."""
     grown = float(run_python(GROWTH.format(folder=str(Path(__file__).parent), edits=EDITS)))
     return Row(f"{EDITS:,} edits: memory", grown, "limit", 20, at_most=1, unit="MiB")
+
+
+def picture_rows() -> Iterator[Row]:
+    """The live picture, and pictures of many nodes that read one value."""
+    name = "save to redrawn picture: complex.yaml"
+    yield Row(name, statistics.median(watched.saves(ROUNDS)), "limit", REDRAWN, at_most=1)
+    for form, picture in watched.pictures(NODES):
+        drawn = min(seconds(partial(to_svg, picture), clock=time.perf_counter) for _ in range(3))
+        name = f"drawing of {NODES} nodes that read one value, {form}"
+        yield Row(name, drawn, "limit", DRAWN, at_most=1)
 
 
 if __name__ == "__main__":
