@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import watched
+
 from composer.diagram.html import to_svg
 from composer.editor.analysis import Analyser, Analysis
 from harness import Row, main, medians, run_python, seconds

@@ -59,4 +59,3 @@ def pictures(count: int) -> Iterator[tuple[str, Picture]]:
     for i in range(count):
         last = graph.add(f"n{i}", "add" if i % 2 else "multiply", [last, "x"])
     yield "in a row", sketch(InferenceBlock(graph, [last]))
-
