@@ -1,13 +1,13 @@
 """A package of somebody else's: installed, its blocks are there by name; gone, broken or in conflict, that is said."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from tests.helpers import fresh
 from tests.helpers.paths import ROOT, TESTS
 
 SPEC = """\
@@ -41,16 +41,7 @@ def installed(tmp_path_factory):
 
 def run(folder, *packages, code=None, command=()):
     """Python in ``folder``, with ``packages`` beside the library: the command line, or ``code``."""
-    paths = os.pathsep.join(map(str, [ROOT, *packages]))
-    arguments = ["-c", code] if code else ["-m", "composer", *command]
-    return subprocess.run(
-        [sys.executable, *arguments],
-        check=False,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
+    return fresh.run(code or command, folder, [ROOT, *packages])
 
 
 def package(folder, name, text):

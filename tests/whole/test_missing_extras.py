@@ -1,9 +1,6 @@
 """What needs a library that is not installed says which, and which extra brings it; nothing else needs one."""
 
 import configparser
-import os
-import subprocess
-import sys
 from importlib.metadata import packages_distributions, requires
 
 import pytest
@@ -13,6 +10,7 @@ from packaging.utils import canonicalize_name
 import composer
 from composer.errors import MissingExtraSpecError, SpecError
 from perception_blocks.registry import BLOCKS, EXTRAS, MissingExtraError
+from tests.helpers import fresh
 from tests.helpers.language_models import hf_model, saved
 from tests.helpers.paths import ROOT
 
@@ -57,11 +55,8 @@ def test_an_extra_brings_the_libraries_that_are_said_to_come_with_it(extra):
 def without_libraries(code):
     """What ``code`` prints, in a process that has none of the libraries; both streams in one."""
     first = f"import sys; sys.modules.update(dict.fromkeys({LIBRARIES!r}))\n"
-    done = subprocess.run(
-        [sys.executable, "-c", first + code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    return done.returncode, done.stdout
+    done = fresh.run(f"{first}sys.stderr = sys.stdout\n{code}", ROOT, [ROOT])
+    return done.returncode, done.stdout + done.stderr
 
 
 NEEDS = {

@@ -215,14 +215,20 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("lost", [{}, {"LOST": "1"}])
+AT = [
+    ("check", "composer.cli.commands"), ("check", "argparse"), ("check", "composer.source.load"), ("check", "torch"),
+    ("show", "torch.nn"), ("show", "composer.summary.table"), ("train", "composer.training.session"),
+]  # fmt: skip
+LOST = {"LOST": "1"}
+
+
 @pytest.mark.parametrize(
-    ("command", "module"),
+    ("command", "module", "lost"),
     [
-        ("check", "composer.cli.commands"), ("check", "argparse"), ("check", "composer.source.load"), ("check", "torch"),
-        ("show", "torch.nn"), ("show", "composer.summary.table"), ("train", "composer.training.session"),
+        *((*place, LOST if place[1] in ("argparse", "torch") else {}) for place in AT),
+        *(pytest.param(*place, LOST, marks=pytest.mark.full) for place in AT),
     ],
-)  # fmt: skip
+)
 def test_ctrl_c_ends_a_command_in_a_line(folder, command, module, lost):
     Path("composer").write_text(CONSOLE)
     options = ["--steps", "8", "-o", "run"] if command == "train" else []

@@ -307,8 +307,15 @@ critic:
 """
 
 
-@every_kind
-@pytest.mark.parametrize("unroll", [None, 2])
+@pytest.mark.parametrize(
+    ("unroll", "suffix"),
+    [
+        (None, ".onnx"),
+        (2, ".pt2"),
+        pytest.param(None, ".pt2", marks=pytest.mark.full),
+        pytest.param(2, ".onnx", marks=pytest.mark.full),
+    ],
+)
 def test_agents_that_are_not_counted_are_an_axis(unroll, suffix, tmp_path):
     observed = {("look", None): Dict(seen=Box(-1, 1, (3,))), "move": Dict(seen=Box(-1, 1, (2,)))}
     acted = {("look", None): Discrete(5), "move": Box(-1, 1, (2,))}

@@ -19,7 +19,7 @@ from composer.parallel.prove import TOLERANCE, Proof, ProofError, Task, _proof, 
 from tests.helpers.paths import CONFIGS, TESTS
 
 SPECS = TESTS / "specs" / "proofs"
-QUICK = ("tokens", "vision")
+QUICK = ("tokens",)
 KINDS = sorted(path.stem for path in SPECS.glob("*.yaml"))
 SIZE = r"\d\.\de[-+]\d\d"
 GAPS = rf"  outputs    {SIZE}\n  gradients  {SIZE}\n  weights    {SIZE}\n"

@@ -1,9 +1,6 @@
 """What composer train refuses, in words, and then leaves no folder."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import gymnasium
@@ -11,6 +8,7 @@ import pytest
 
 import composer
 from perception_blocks.words import cut
+from tests.helpers import fresh
 from tests.helpers.paths import ROOT
 from tests.helpers.training_runs import CARTPOLE, CONFIGS, SORT, both, learn, run
 
@@ -415,10 +413,7 @@ def test_a_missing_library_names_its_extra_in_python_too(run_folder, library, op
         f"  train({str(CARTPOLE)!r}, 'run', steps=9, **{options!r})\n"
         "except ImportError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = fresh.run(code, run_folder, [ROOT])
     message = (
         f'{what} needs {library!r}; install it with: pip install "perception-composer[{extra}]"'
     )

@@ -1,8 +1,6 @@
 """What cannot be trained by an algorithm is refused before anything is, with every reason and a way out."""
 
 import re
-import subprocess
-import sys
 
 import gymnasium
 import numpy as np
@@ -17,6 +15,7 @@ import composer
 from composer.adapters import sb3
 from composer.checkpoint.container import CheckpointError
 from perception_blocks.registry import MissingExtraError
+from tests.helpers import fresh
 from tests.helpers.paths import ROOT
 from tests.helpers.sb3_agents import (
     ACTOR,
@@ -299,10 +298,7 @@ def test_a_missing_library_names_the_extra(library):
         "try: from composer.adapters.sb3 import agent\n"
         "except ImportError as error: print(type(error).__name__, error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = fresh.run(code, ROOT)
     assert done.stdout.strip() == (
         f"{MissingExtraError.__name__} composer.adapters.sb3 needs {library!r}; "
         'install it with: pip install "perception-composer[sb3]"'

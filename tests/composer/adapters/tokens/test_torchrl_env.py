@@ -1,8 +1,6 @@
 """The token environments: how sequences grow and end, what they are worth, and that other libraries accept them."""
 
 import re
-import subprocess
-import sys
 
 import gymnasium
 import numpy as np
@@ -13,6 +11,7 @@ from torchrl.envs.utils import check_env_specs
 
 from composer.adapters.tokens.gym_env import TokenGym, token_spaces
 from composer.adapters.tokens.torchrl_env import TokenEnv
+from tests.helpers import fresh
 from tests.helpers.paths import ROOT
 
 SIZES = {"vocabulary_size": 4, "max_length": 4}
@@ -276,13 +275,7 @@ def test_a_missing_library_names_the_extra():
         "try: import composer.adapters.tokens.torchrl_env\n"
         "except MissingExtraError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = fresh.run(code, ROOT)
     expected = (
         "TokenEnv needs 'torchrl'; install it with: pip install \"perception-composer[torchrl]\""
     )

@@ -1,8 +1,5 @@
 """What the adapter to TorchRL refuses, word by word."""
 
-import subprocess
-import sys
-
 import pytest
 from gymnasium import spaces
 from tensordict import TensorDict
@@ -10,6 +7,7 @@ from torchrl.envs.libs.gym import GymEnv, GymWrapper
 from torchrl.objectives import A2CLoss, ClipPPOLoss, DQNLoss, SACLoss
 
 from composer.adapters.torchrl.models import primers, to_torchrl
+from tests.helpers import fresh
 from tests.helpers.paths import ROOT
 from tests.helpers.torchrl_models import DENSE, TEMPLATES, VALUES, Playground, compose, refusal
 
@@ -161,8 +159,7 @@ def test_without_torchrl_the_extra_is_named():
         "try:\n    from composer.adapters.torchrl import to_torchrl\n"
         "except ImportError as error:\n    print(error)"
     )
-    root = ROOT
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
-    assert run.stdout.strip() == (
+    done = fresh.run(code, ROOT)
+    assert done.stdout.strip() == (
         "composer.adapters.torchrl needs 'torchrl'; install it with: pip install \"perception-composer[torchrl]\""
     )
