@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence, Sized
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
@@ -210,14 +208,16 @@ def _init(arguments: argparse.Namespace) -> None:
         return
     if os.path.exists(arguments.output):
         raise UserError(f"{arguments.output!r} is there already; remove it or choose another name")
-    from composer.atomic import WriteError, replace_with
-
-    with as_user_errors(WriteError):
-        replace_with(arguments.output, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    from composer.cli.schema_file import write_spec, write_text
     from composer.trust import allow_options
 
+    if arguments.no_schema:
+        write_text(arguments.output, text)
+        written = arguments.output
+    else:
+        written = write_spec(arguments.output, text, arguments.allow)
     options = allow_options(arguments.allow, arguments.env)
-    _say(f"wrote {arguments.output}; next: composer check {arguments.output}{options}")
+    _say(f"wrote {written}; next: composer check {arguments.output}{options}")
 
 
 def _start(arguments: argparse.Namespace) -> str:
@@ -445,11 +445,12 @@ def _blocks(arguments: argparse.Namespace) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> None:
-    from composer.reference.schema import json_schema
-    from composer.trust import import_allowed
+    from composer.cli.schema_file import schema_text, write_schema
 
-    import_allowed(arguments.allow)
-    _say(json.dumps(json_schema(), indent=2))
+    if arguments.output is None:
+        return _say(schema_text(arguments.allow))
+    write_schema(arguments.output, arguments.allow)
+    _say(f"wrote {arguments.output}")
 
 
 def _diff(arguments: argparse.Namespace) -> int:
@@ -523,7 +524,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
     ),
     "prove": (_prove, add_proof_options, "show that several processes compute what one does"),
     "blocks": (_blocks, add_block_options, "list the blocks, or describe one"),
-    "schema": (_schema, add_schema_options, "print the JSON Schema of specs, for editors"),
+    "schema": (_schema, add_schema_options, "print or write the JSON Schema of specs, for editors"),
     "lsp": (
         run_lsp,
         add_lsp_options,

@@ -34,6 +34,8 @@ def add_init_options(parser: argparse.ArgumentParser) -> None:
         "--from", metavar="SPEC", dest="file", help="write out the templates of this spec as graphs"
     )
     add("-o", "--output", metavar="FILE", help="where to write it (default: print it)")
+    text = "no JSON Schema beside it, and no comment that names it to editors"
+    add("--no-schema", action="store_true", help=text)
     add_allow(parser, "a module that makes the environment known")
     add_limit(parser)
     parser.set_defaults(overrides=[], usage_error=parser.error)
@@ -88,11 +90,13 @@ def add_proof_options(parser: argparse.ArgumentParser) -> None:
 
 def add_block_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="a block (default: list all)")
-    add_schema_options(parser)
+    add_allow(parser, "a module that registers blocks")
 
 
 def add_schema_options(parser: argparse.ArgumentParser) -> None:
-    add_allow(parser, "a module that registers blocks")
+    text = "where to write it, in place of an older one (default: print it)"
+    parser.add_argument("-o", "--output", metavar="FILE", help=text)
+    add_allow(parser, "a module that registers blocks, or whose classes '_target_' names")
 
 
 def add_diff_options(parser: argparse.ArgumentParser) -> None:

@@ -172,7 +172,8 @@ def _take_keys(result: Choices, schema: Schema) -> None:
 
 
 def _take_values(result: Choices, schema: Schema) -> None:
-    listed = schema.get("enum")
+    examples = schema.get("examples")
+    listed = schema.get("enum", examples)
     result.values += listed if isinstance(listed, list) else []
     if "const" in schema:
         result.values.append(schema["const"])

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import BinaryIO
 
@@ -25,6 +25,7 @@ from composer.editor.documents import Document, Documents
 from composer.editor.places import Places
 from composer.errors import SpecError
 from composer.reference.schema import json_schema
+from composer.reference.targets import allowed_modules
 from composer.source.files import read_text
 from composer.trust import allow_beside, allow_list, import_allowed
 
@@ -52,6 +53,7 @@ class Server(LanguageServer):
         self._allow = allow
         self._published: set[str] = set()
         self._schema: asyncio.Future[Mapping[str, object]] | None = None
+        self._imported: frozenset[str] = frozenset()
         self._tasks: set[asyncio.Task] = set()
         self._folder: str | None = None
 
@@ -140,9 +142,15 @@ class Server(LanguageServer):
         return self.workspace.position_codec
 
     def schema(self) -> asyncio.Future[Mapping[str, object]]:
-        """The JSON Schema of specs, with what allowed modules register."""
-        if self._schema is None or self._schema.cancelled():
-            self._schema = self.documents.worker.run(json_schema)
+        """The JSON Schema of specs, with what allowed modules register and the arguments of their networks.
+
+        It is made again where a check has imported more of them since.
+        """
+        allow = self.settings.allow
+        imported = allowed_modules(allow)
+        if self._schema is None or self._schema.cancelled() or imported != self._imported:
+            self._imported = imported
+            self._schema = self.documents.worker.run(partial(_schema_with, allow))
         return self._schema
 
     def picture_folder(self) -> str:
@@ -262,3 +270,10 @@ def _taken_streams() -> tuple[BinaryIO, BinaryIO]:
     os.close(nothing)
     os.dup2(2, 1)
     return stdin, stdout
+
+
+def _schema_with(allow: Sequence[str]) -> Mapping[str, object]:
+    try:
+        return json_schema(allow)
+    except Exception:  # a module that cannot be imported, which the client was told
+        return json_schema()

@@ -6,12 +6,14 @@ docs/contributing.md says how a page is written.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import composer
 from composer.dataflow.call_spec import read_experiment
@@ -120,6 +122,14 @@ def open_page(folder: Path) -> Iterator[Page]:
             yield page
         finally:
             sys.path[:] = path
-            for name, module in [*sys.modules.items()]:  # the next page has a folder of its own
-                if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
-                    del sys.modules[name]
+            for name in [name for name, m in [*sys.modules.items()] if _lies_in(m, folder)]:
+                del sys.modules[name]  # the next page has a folder of its own
+            for entry in [entry for entry in sys.path_importer_cache if not os.path.isabs(entry)]:
+                del sys.path_importer_cache[entry]  # "configs" was that of this folder
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    """Also a package without a file, as configs/encoders is one: its submodules are its attributes."""
+    known = vars(module) if isinstance(module, ModuleType) else {}
+    places = [known.get("__file__"), *(known.get("__path__") or ())]
+    return any(str(place).startswith(f"{folder}{os.sep}") for place in places)

@@ -35,7 +35,7 @@ composer.distributions: candidates base joint autoregressive discrete cells boun
 composer.network: network autoregressive sharded registries module groups structured paths frozen | torch
 composer.lowered: network actions policy model | torch numpy
 composer.template: kinds expansion starter | torch gymnasium
-composer.reference: words families help pages schema |
+composer.reference: words families help pages schema_parts targets schema | torch
 composer.checkpoint: container plain_spec file torch_file first_weights adapters weights blending | torch safetensors
 composer.policy: policy structured sequence_view | torch numpy
 composer.critic: values targets base structured structured_state_action state state_action central shared_state shared_state_action delta_state | torch
@@ -66,7 +66,7 @@ composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
 composer.dataflow: balance samples context packing optimization decoding models interfaces sft preference generation policy_gradient ppo timeouts rewards rows tokenizers classifier datasets text_datasets experiment model_entries call_graph call_spec model_building schedule written run_log run_folder local overview cluster text_files experiments worker on_ray running | torch numpy gymnasium matplotlib ray transformers tokenizers
 composer.editor: fixes cursor choices names space_process environments given module_cache facts memory mend analysis asked_node why watch_look watch_files watch_opener watch_state watch_server completion places client_settings worker diagnostics described documents server features | torch starlette uvicorn watchfiles pygls lsprotocol
-composer.cli: ctrl_c write_out train runs prove run loading watch options editing importing why probe differences commands | gymnasium
+composer.cli: ctrl_c write_out train runs prove run loading watch options editing importing why probe differences schema_file commands | gymnasium
 composer: __main__ |
 """
 # Their libraries do not go together with the others, and are not installed here.

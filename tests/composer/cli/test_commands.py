@@ -98,16 +98,68 @@ def test_draw_writes_and_overwrites_a_picture(capsys, suffix):
 
 def test_init_writes_a_spec_that_check_accepts(capsys):
     wrote = "wrote new.yaml; next: composer check new.yaml\n"
-    assert run(capsys, "init", "Pendulum-v1", "-o", "new.yaml") == (0, wrote, "")
+    arguments = ("init", "Pendulum-v1", "--no-schema", "-o", "new.yaml")
+    assert run(capsys, *arguments) == (0, wrote, "")
+    assert not Path("spec.schema.json").exists()
     status, out, _ = run(capsys, "check", "new.yaml")
     assert (status, out.startswith("new.yaml: good; ")) == (0, True)
     assert run(capsys, "init", "Pendulum-v1") == (0, Path("new.yaml").read_text(), "")
 
 
+def test_init_writes_the_schema_beside_a_spec_and_names_it_to_editors(capsys):
+    Path("specs").mkdir()
+    wrote = "wrote specs/new.yaml and specs/spec.schema.json; next: composer check specs/new.yaml\n"
+    assert run(capsys, "init", "CartPole-v1", "-o", "specs/new.yaml") == (0, wrote, "")
+    line, _, text = Path("specs/new.yaml").read_text().partition("\n")
+    assert line == "# yaml-language-server: $schema=spec.schema.json"
+    assert text == run(capsys, "init", "CartPole-v1")[1]
+    assert Path("specs/spec.schema.json").read_text() == run(capsys, "schema")[1]
+    assert run(capsys, "check", "specs/new.yaml")[0] == 0
+    kept = '{"title": "Perception composer spec", "mine": true}'
+    Path("specs/spec.schema.json").write_text(kept)
+    wrote = "wrote specs/more.yaml; next: composer check specs/more.yaml\n"
+    assert run(capsys, "init", "CartPole-v1", "-o", "specs/more.yaml") == (0, wrote, "")
+    assert Path("specs/more.yaml").read_text() == f"{line}\n{text}"
+    assert Path("specs/spec.schema.json").read_text() == kept
+
+
+def test_a_file_of_the_schemas_name_that_is_something_else_stays_and_is_not_named(capsys):
+    Path("spec.schema.json").write_text("{}")
+    wrote = (
+        "wrote new.yaml, without a schema because 'spec.schema.json' is something else; "
+        "next: composer check new.yaml\n"
+    )
+    assert run(capsys, "init", "CartPole-v1", "-o", "new.yaml") == (0, wrote, "")
+    assert "$schema" not in Path("new.yaml").read_text()
+    assert Path("spec.schema.json").read_text() == "{}"
+
+
+def test_a_schema_is_written_in_place_of_an_older_one_alone(capsys):
+    Path("own_policies.py").write_text(OWN_POLICY)
+    for _ in range(2):
+        arguments = ("schema", "-o", "s.json", "--allow", "own_policies")
+        assert run(capsys, *arguments) == (0, "wrote s.json\n", "")
+    assert "own_policies.Policy" in Path("s.json").read_text()
+    message = "composer schema: 'agent.yaml' is there already and is no schema of specs; remove it or choose another name\n"
+    before = Path("agent.yaml").read_text()
+    assert run(capsys, "schema", "-o", "agent.yaml") == (1, "", message)
+    assert Path("agent.yaml").read_text() == before
+
+
+OWN_POLICY = """
+from torch import nn
+class Policy(nn.Module):
+    def __init__(self, obs_shapes, action_logits_shapes, units: int = 8):
+        super().__init__()
+"""
+
+
 def test_init_says_what_check_has_to_be_told(capsys):
     Path("my_own_envs.py").write_text("import gymnasium\n")
     arguments = ("init", "Pendulum-v1", "-o", "new.yaml", "--allow", "my_own_envs")
-    wrote = "wrote new.yaml; next: composer check new.yaml --allow my_own_envs\n"
+    wrote = (
+        "wrote new.yaml and spec.schema.json; next: composer check new.yaml --allow my_own_envs\n"
+    )
     assert run(capsys, *arguments) == (0, wrote, "")
     wrote = "wrote other.yaml; next: composer check other.yaml --allow gymnasium\n"
     assert run(capsys, "init", "gymnasium:Pendulum-v1", "-o", "other.yaml") == (0, wrote, "")

@@ -62,9 +62,10 @@ def same_weights(first, second):
 
 def test_the_templates_of_a_spec_are_written_out_as_graphs(capsys):
     Path("agent.yaml").write_text(SPEC)
-    wrote = "wrote graphs.yaml; next: composer check graphs.yaml\n"
+    wrote = "wrote graphs.yaml and spec.schema.json; next: composer check graphs.yaml\n"
     assert run(capsys, "init", "--from", "agent.yaml", "-o", "graphs.yaml") == (0, wrote, "")
-    assert Path("graphs.yaml").read_text() == GRAPHS
+    modeline = "# yaml-language-server: $schema=spec.schema.json\n"
+    assert Path("graphs.yaml").read_text() == modeline + GRAPHS
     same_weights(composer.compose("agent.yaml", seed=3), composer.compose("graphs.yaml", seed=3))
     assert run(capsys, "init", "--from", "agent.yaml") == (0, GRAPHS, "")
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import sys
 
 import jsonschema
 import pytest
@@ -327,3 +328,84 @@ def test_a_misspelt_part_of_a_spec_is_invalid(old, new):
 def test_nodes_under_a_misspelt_key_are_no_arguments_of_a_class():
     assert faults("extends: base.yaml\npolicy: {hedas: {move: {in: latent}}}") != []
     assert faults("extends: base.yaml\npolicy: {hedas: {in: latent}}") != []
+
+
+# --- classes of allowed modules ---
+
+NETWORKS = """
+import sys
+from typing import Literal
+from torch import nn
+class Inner(nn.Module):
+    def __init__(self, units: int):
+        super().__init__()
+class Policy(nn.Module):
+    \"\"\"Reads maps.\"\"\"
+    def __init__(self, obs_shapes, action_logits_shapes, units: int, mode: Literal["wide", "deep"] = "wide", anything=None):
+        super().__init__()
+class Free(nn.Module):
+    def __init__(self, obs_shapes, **settings):
+        super().__init__()
+"""
+
+
+@pytest.fixture(scope="module")
+def of_targets(tmp_path_factory):
+    """The schema with the classes of an allowed module, which imports nothing of a module beside it."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "schema_nets.py").write_text(NETWORKS)
+    (folder / "schema_others.py").write_text(NETWORKS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        schema = json_schema(["schema_nets"])
+    assert "schema_others" not in sys.modules
+    jsonschema.Draft7Validator.check_schema(schema)
+    return schema
+
+
+def test_networks_of_an_allowed_module_are_proposed(of_targets):
+    assert of_targets["definitions"]["target"]["examples"] == [
+        "schema_nets.Free",
+        "schema_nets.Policy",
+    ]
+    assert "examples" not in json_schema()["definitions"]["target"]
+
+
+def test_the_arguments_of_a_class_are_those_of_its_signature(of_targets):
+    _, rule = of_targets["definitions"]["arguments"]["allOf"]
+    arguments = rule["then"]
+    assert list(arguments["properties"]) == ["units", "mode", "anything"]
+    assert arguments["required"] == ["units"]
+    assert arguments["description"] == "Reads maps."
+    assert arguments["properties"]["mode"]["else"] == {"enum": ["wide", "deep"]}
+    assert arguments["properties"]["mode"]["default"] == "wide"
+
+
+@pytest.mark.parametrize(
+    ("policy", "holds"),
+    [
+        ("{_target_: schema_nets.Policy, units: 3}", True),
+        ("{_target_: schema_nets.Policy, units: '${params.width}', mode: deep, anything: [1]}", True),
+        ("{_target_: schema_nets.Policy, units: 3, observations: [a], wrap: []}", True),
+        ("{networks: [{_target_: schema_nets.Policy, units: 3}]}", True),
+        ("{_target_: schema_nets.Free, whatever: {a: 1}}", True),
+        ("{_target_: schema_others.Policy, whatever: 3}", True),
+        ("{_target_: schema_nets.Policy}", False),
+        ("{_target_: schema_nets.Policy, unit: 3, units: 3}", False),
+        ("{_target_: schema_nets.Policy, units: wide}", False),
+        ("{_target_: schema_nets.Policy, units: 3, mode: flat}", False),
+        ("{networks: [{_target_: schema_nets.Policy, units: 3, mod: deep}]}", False),
+    ],
+)  # fmt: skip
+def test_arguments_of_a_class_are_checked(of_targets, policy, holds):
+    validator = jsonschema.Draft7Validator(of_targets)
+    spec = yaml.safe_load(f"version: 1\npolicy: {policy}")
+    assert validator.is_valid(spec) is holds
+    change = yaml.safe_load(f"extends: base.yaml\npolicy: {policy}")
+    is_only_incomplete = policy == "{_target_: schema_nets.Policy}"
+    assert validator.is_valid(change) is (holds or is_only_incomplete)
+
+
+def test_a_module_that_is_not_there_is_told():
+    with pytest.raises(SpecError, match="there is no module 'no_such_nets'"):
+        json_schema(["no_such_nets"])
