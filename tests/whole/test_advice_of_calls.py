@@ -800,13 +800,19 @@ def test_a_model_too_large_for_onnx_is_written_as_pt2(tmp_path, monkeypatch):
 
 
 def literals(path):
-    """The texts in a module, each as its parts between what is filled in; docstrings are none."""
+    """The texts in a module, each as its parts between what is filled in; docstrings and patterns are none."""
     tree = ast.parse(path.read_text())
     nodes = list(ast.walk(tree))
     inner = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
     inner |= {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    inner |= {
+        id(part) for node in calls if ast.unparse(node.func) == "re.compile" for part in node.args
+    }
     for node in nodes:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+        if id(node) in inner:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield [node.value]
         elif isinstance(node, ast.JoinedStr):
             yield [p.value if isinstance(p, ast.Constant) else "\0" for p in node.values]

@@ -121,6 +121,8 @@ def test_actor_critics(name, tmp_path):
     agent = saved(tmp_path, algorithm, policy, observations, actions, policy_kwargs=kwargs)
     imported, model, report = adopted(tmp_path, observations, actions)
     assert report.skipped == []
+    note = "action_masks() of the environment: name the observation that holds the mask under 'action_mask:'"
+    assert (note in imported.notes) == (name == "mask")
     seen = samples(observations)
     with torch.no_grad():
         logits, values = model(seen)
