@@ -104,7 +104,9 @@ def _extent(problem: Problem, span: Span | None, places: Places) -> tuple[int, i
         and places.text[end - 1] == places.text[start]
     ):
         start, end = start + 1, end - 1
-    return start, max(end, start + 1) if start < len(places.text) else start
+    if places.text[start : start + 1] in ("", "\r", "\n") and start > 0:
+        return start - 1, start  # at the end of a line its last character is shown
+    return start, min(max(end, start + 1), len(places.text))
 
 
 def _related(

@@ -24,7 +24,7 @@ from composer.editor.described import DRAW, Described
 from composer.editor.diagnostics import SOURCE, Fix, fixes_of
 from composer.editor.documents import Document
 from composer.editor.names import Names, Use
-from composer.editor.places import yaml_lines
+from composer.editor.places import Places, yaml_lines
 from composer.editor.server import Server
 from composer.model import compose
 
@@ -151,20 +151,22 @@ async def complete(ls: Server, params: lsp.CompletionParams) -> lsp.CompletionLi
     if cursor is None:
         return nothing
     found = proposals(schema, cursor, document.known)
-    items = [_item(proposal, number, params.position) for number, proposal in enumerate(found)]
+    items = [
+        _item(proposal, number, document.places, params.position)
+        for number, proposal in enumerate(found)
+    ]
     return lsp.CompletionList(bool(cursor.prefix), items)
 
 
-def _item(proposal: Proposal, number: int, place: lsp.Position) -> lsp.CompletionItem:
-    # What is replaced are letters of names, each of one unit in every encoding.
-    start = lsp.Position(place.line, max(0, place.character - proposal.replaces))
+def _item(proposal: Proposal, number: int, places: Places, end: lsp.Position) -> lsp.CompletionItem:
+    start = places.at(places.index_of(end) - proposal.replaces)
     return lsp.CompletionItem(
         proposal.label,
         kind=_KINDS[proposal.kind],
         detail=proposal.detail or None,
         sort_text=f"{number:04}",
         filter_text=proposal.label,
-        text_edit=lsp.TextEdit(lsp.Range(start, place), proposal.insert),
+        text_edit=lsp.TextEdit(lsp.Range(start, end), proposal.insert),
     )
 
 

@@ -21,7 +21,15 @@ EVERYTHING = lsp.Range(lsp.Position(0, 0), lsp.Position(100_000, 0))
 class Editor:
     """One server and its open documents, asked from code that is not asynchronous."""
 
-    def __init__(self, folder: str, settings: dict[str, Any] | None = None, *options: str) -> None:
+    def __init__(
+        self,
+        folder: str,
+        settings: dict[str, Any] | None = None,
+        *options: str,
+        process: int | None = None,
+    ) -> None:
+        """``process`` is the editor's, for the server; by default this one."""
+        self._process = os.getpid() if process is None else process
         self.runner = asyncio.Runner()
         self.client = LanguageClient("test", "1")
         self.diagnostics: dict[str, list[lsp.Diagnostic]] = {}
@@ -62,7 +70,7 @@ class Editor:
         )
         params = lsp.InitializeParams(
             lsp.ClientCapabilities(window=window),
-            process_id=os.getpid(),
+            process_id=self._process,
             initialization_options=settings,
         )
         self.about = await self.client.initialize_async(params)

@@ -151,8 +151,15 @@ def test_a_mistake_in_a_base_is_shown_there_and_gone_once_it_is_mended_unsaved(e
     editor.send(there, GOOD.replace("tanh", "tahn"))
     editor.wait_until(lambda: editor.diagnostics[there])
     assert len(editor.diagnostics[there]) == 1  # both documents say it
-    editor.close(over)
     editor.close(there)
+    base.write_text(GOOD)
+    changes = [lsp.FileEvent(there, lsp.FileChangeType.Changed)]
+    editor.client.workspace_did_change_watched_files(lsp.DidChangeWatchedFilesParams(changes))
+    editor.wait_until(lambda: not editor.diagnostics[there])
+    base.write_text(GOOD.replace("tanh", "tahn"))
+    editor.client.workspace_did_change_watched_files(lsp.DidChangeWatchedFilesParams(changes))
+    editor.wait_until(lambda: editor.diagnostics[there])
+    editor.close(over)
     editor.wait_until(lambda: not editor.diagnostics[there])
 
 
@@ -295,6 +302,7 @@ def test_a_spec_is_drawn_and_the_page_opened(editor, uri):
         (GOOD + "distributions:\n  - |", {"action", "distribution"}, {"categorical"}),
         (GOOD + "critic:\n  graph:\n    a: {in: |", {"observation"}, {"first"}),
         (GOOD + "# |", set(), {"critic"}),
+        (GOOD.replace("{width: 64}", '{"😀": 1, width: 64}') + '  observations: ["${params.w|', {"width"}, set()),
     ],
 )  # fmt: skip
 def test_completion(editor, uri, text, there, absent):

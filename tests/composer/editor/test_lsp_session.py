@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -209,28 +211,58 @@ def test_it_is_seen_whether_a_process_is_there():
     assert not _is_alive(2**22 + 1)
 
 
+ENDLESS = """
+import os, time
+from torch import nn
+def wait():
+    open(MARKER, "w").write(str(os.getpid()))
+    while True: time.sleep(0.1)
+class Net(nn.Module):
+    def __init__(self): wait()
+"""
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("way", ["closes", "dies"])
 def test_a_server_ends_with_its_client(tmp_path, way):
     """Also while a check is in a class that never returns, and while another process has the pipe open."""
-    (tmp_path / "endless.py").write_text(
-        "import time\nfrom torch import nn\nclass Net(nn.Module):\n"
-        "    def __init__(self):\n        while True: time.sleep(0.1)\n"
-    )
-    editor = Editor(str(tmp_path), {"path": [str(tmp_path)]}, "--allow", "endless")
-    uri = (tmp_path / "agent.yaml").as_uri()
+    marker = tmp_path / "waits"
+    (tmp_path / "endless.py").write_text(ENDLESS.replace("MARKER", repr(str(marker))))
+    client = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    options = ("--allow", "endless")
+    editor = Editor(str(tmp_path), {"path": [str(tmp_path)]}, *options, process=client.pid)
     block = SPEC.replace("block: dense", "block: endless.Net").replace(", hidden_units: 32", "")
-    editor.send(uri, block)
-    editor.pause(5)
-    process = editor.process
+    editor.send((tmp_path / "agent.yaml").as_uri(), block)
+    editor.wait_until(marker.exists)
     if way == "closes":
-        assert process.stdin is not None
-        process.stdin.close()
-    else:
-        os.kill(process.pid, signal.SIGSTOP)  # it is not asked to end well
-        os.kill(process.pid, signal.SIGKILL)
-    assert editor._run(process.wait()) == (1 if way == "closes" else -signal.SIGKILL)
+        assert editor.process.stdin is not None
+        editor.process.stdin.close()
+    client.kill()
+    client.wait()
+    assert editor._run(editor.process.wait()) == 1
     editor.runner.close()
+
+
+@pytest.mark.full
+def test_the_process_of_an_environment_ends_with_the_server(tmp_path):
+    marker = tmp_path / "waits"
+    text = ENDLESS.replace("MARKER", repr(str(marker))).replace("def wait():", "def wait(**_):")
+    text += "import gymnasium\ngymnasium.register('Endless-v0', entry_point=wait)\n"
+    (tmp_path / "endless.py").write_text(text)
+    editor = Editor(str(tmp_path), {"path": [str(tmp_path)]})
+    uri = (tmp_path / "agent.yaml").as_uri()
+    editor.configure(allow=["endless"], path=[str(tmp_path)])
+    editor.send(uri, SPEC.replace("CartPole-v1", "endless:Endless-v0"))
+    editor.wait_until(lambda: marker.exists() and marker.read_text())
+    process = int(marker.read_text())
+    assert process != editor.process.pid
+    editor.process.kill()
+    assert editor._run(editor.process.wait()) == -signal.SIGKILL
+    editor.runner.close()
+    deadline = time.monotonic() + 20
+    while _is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _is_alive(process)
 
 
 def test_the_settings_of_a_client_may_be_for_several_servers():
