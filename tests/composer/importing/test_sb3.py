@@ -148,6 +148,8 @@ def test_actor_critics(name, tmp_path):
             log_std = model.policy.get_parameter("distributions.action.log_std")
             close(log_std, agent.policy.log_std)
     assert imported.left == []
+    masks = "action_masks() of the environment: name the observation that holds the mask under 'action_mask:'"
+    assert (masks in imported.notes) == (name == "mask")
 
 
 MEMORIES = {
