@@ -76,6 +76,28 @@ def test_check_without_an_environment_does_what_it_can(capsys):
     assert run(capsys, "check", "agent.yaml", "--env", "CartPole-v1") == (0, good, "")
 
 
+TWO_MISTAKES = """\
+version: 1
+policy:
+  graph:
+    first: {block: dnse, in: observation, hidden_units: 8}
+    second: {block: dense, in: observation, hidden_unit: 8}
+    both: {block: concat, in: [first, second]}
+  heads: {in: both}
+"""
+
+
+def test_a_mistake_in_the_structure_hides_no_wrong_setting_where_there_is_an_environment(capsys):
+    Path("two.yaml").write_text(TWO_MISTAKES)
+    structure = "two.yaml:4:20: unknown block 'dnse'; did you mean 'dense'?\n"
+    setting = "two.yaml:5:45: 'hidden_unit' is not a setting of block 'dense'; did you mean 'hidden_units'?\n"
+    assert run(capsys, "check", "two.yaml") == (1, "", structure)
+    assert run(capsys, "check", "two.yaml", "--env", "CartPole-v1") == (1, "", structure + setting)
+    assert run(capsys, "show", "two.yaml", "--env", "CartPole-v1") == (1, "", structure + setting)
+    # What cannot be made is not said before the structure is right.
+    assert run(capsys, "check", "two.yaml", "--env", "CartPoel-v1") == (1, "", structure)
+
+
 def test_set_replaces_values_and_may_be_repeated(capsys):
     options = ["--set", "params.width=8", "--set", "policy.graph.latent.activation=relu"]
     assert run(capsys, "check", "agent.yaml", *options)[1] == "agent.yaml: good; 1,427 parameters\n"
