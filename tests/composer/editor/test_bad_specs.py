@@ -14,6 +14,7 @@ from tests.whole.test_bad_specs import FOLDER, SPACES, SPECS, directives
 OTHERWISE = {
     "environment_unknown_given",  # what the editor names is no mistake of the file
     "environment_module_not_allowed",
+    "allow_names_file",  # nothing is allowed by that, which is said too
     "path_looks_allowed",  # the allowed module is not there, which is said too
 }
 NAMES = [
