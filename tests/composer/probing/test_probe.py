@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -361,6 +362,22 @@ def test_the_result_is_plain_data(env):
     metrics = result.metrics()
     assert metrics["probe/policy/latent/srank"] == result["policy/latent"].srank
     assert "probe/policy/latent/linears.0/dormant" in metrics
+
+
+def test_a_misspelt_path_is_told_with_the_near_one(env):
+    result = probe(composer.compose(PLAIN, env=env, seed=0), env, 8, baseline=False)
+    message = "there is no node 'policy/latnt'; did you mean 'policy/latent'?"
+    with pytest.raises(KeyError, match=re.escape(message)):
+        result["policy/latnt"]
+
+
+def test_a_spec_that_cannot_be_composed_again_has_no_baseline(env):
+    model = composer.compose(PLAIN, env=env, seed=0)
+    model.size_limits = replace(model.size_limits, nodes=0)
+    result = probe(model, env, 8)
+    assert [note.partition(":")[0] for note in result.notes] == ["no baseline"]
+    assert all(node.at_init is None for node in result.nodes)
+    assert "freshly drawn" not in str(result)
 
 
 def test_long_plays_are_replayed_in_batches(env):
