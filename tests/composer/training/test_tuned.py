@@ -9,7 +9,10 @@ import pytest
 from composer.cli.commands import main
 from tests.helpers.paths import CONFIGS, ROOT
 
-NAMES = ("cartpole", "double_pendulum", "lander", "memory", "spread", "spread_ippo")
+NAMES = (
+    "cartpole", "double_pendulum", "lander", "memory", "spread", "spread_ippo", "spread_alone",
+    "spread_alone_ippo",
+)  # fmt: skip
 SHORT = ["n_steps=32", "batch_size=32", "n_epochs=1"]
 
 
