@@ -524,7 +524,16 @@ def test_colors_are_of_values_from_0_to_1(value):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_no_arrow_crosses_a_label(name):
-    layout = json.loads(render(to_dot(sketch(EXAMPLES[name]())), "json"))
+    assert_no_arrow_crosses_a_label(EXAMPLES[name]())
+
+
+@pytest.mark.parametrize("make", [steps_that_read, sums_of_branches])
+def test_no_line_that_branches_crosses_a_label(make):
+    assert_no_arrow_crosses_a_label(make(12))
+
+
+def assert_no_arrow_crosses_a_label(net):
+    layout = json.loads(render(to_dot(sketch(net)), "json"))
     things = [thing for thing in layout["objects"] if "pos" in thing]
     for edge in layout["edges"]:
         if edge.get("style") == "invis":

@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 import composer
 from composer.cli.commands import main
+from composer.editor import watch_server
 from composer.editor.watch_files import changes
 from composer.editor.watch_look import Look, Looker, Place, Request
 from composer.editor.watch_opener import Opener, OpenerError
@@ -119,6 +121,24 @@ def test_the_page_holds_the_picture_and_knows_boxes_by_path(client):
     assert f'<g id="{name}" class="node">' in state["drawing"]["svg"]
     assert latent["place"].endswith("agent.yaml:6:13")
     assert ["setting hidden_units", "16"] in latent["details"]
+
+
+def test_a_page_does_not_wait_long_for_the_first_look(folder, looker, monkeypatch):
+    monkeypatch.setattr(watch_server, "FIRST", 0.05)
+    is_asked = threading.Event()
+
+    def look(given_up):
+        is_asked.wait(PATIENCE)
+        return looker.look(given_up)
+
+    (folder / "agent.yaml").write_text(SPEC)
+    with served(look, folder / "agent.yaml") as client:
+        state = state_in(client.ask()[2])
+        assert (state["number"], state["good"], "drawing" in state) == (0, None, False)
+        client.listen("0-0")
+        is_asked.set()
+        state = client.event()
+        assert (state["number"], state["good"], "drawing" in state) == (1, True, True)
 
 
 def test_a_save_is_shown_and_says_which_boxes_are_others(client, folder):
