@@ -63,13 +63,14 @@ def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         editor = Editor(folder, {"allow": ["environments"], "path": [str(CONFIGS)]})
         try:
-            for number, (name, (text, part)) in enumerate(texts().items()):
-                uri = (Path(folder) / f"{number}.yaml").as_uri()
+            uri = (Path(folder) / "agent.yaml").as_uri()
+            for name, (text, part) in texts().items():
                 taken = keystrokes(editor, uri, text, part)
                 row = f"keystroke to problems: {name}, 95 of 100"
                 yield Row(row, taken, "limit", KEYSTROKE, at_most=1)
-            taken = completions(editor, uri, text, part)
-            row = "completion during a check: 200 mixed nodes, 95 of 100"
+            name = "200 mixed nodes"
+            taken = completions(editor, uri, *texts()[name])
+            row = f"completion during a check: {name}, 95 of 100"
             yield Row(row, taken, "limit", COMPLETION, at_most=1)
         finally:
             editor.stop()

@@ -51,7 +51,8 @@ def test_a_place_is_the_same_for_yaml_and_for_an_editor(text, codec, place):
     assert (found.start.line, found.start.character) == place
     assert places.text[places.index_of(found.start) : places.index_of(found.end)] == "word"
     assert places.position(found.start, "a") == span.start
-    assert yaml_lines(text)[span.start.line - 1][span.start.column - 1 :].startswith("word")
+    _, line, column = span.start
+    assert yaml_lines(text)[(line or 1) - 1][(column or 1) - 1 :].startswith("word")
 
 
 def test_places_behind_the_text_are_its_ends():
