@@ -167,3 +167,19 @@ def test_values_are_listed(schema):
     assert values(schema, HEAD + "    b: {block: dense, bias: |}") == [True, False]
     assert "beta" in values(schema, "distributions: [{action: a, distribution: |")
     assert values(schema, "policy: {graph: {a: {block: no_such, activation: |") == []
+
+
+def test_arguments_follow_from_the_class_of_an_allowed_module(tmp_path, monkeypatch):
+    (tmp_path / "cursor_nets.py").write_text(
+        "from typing import Literal\nfrom torch import nn\nclass Policy(nn.Module):\n"
+        "    def __init__(self, obs_shapes, action_logits_shapes, units: int, mode: Literal['a', 'b'] = 'a'):\n"
+        "        super().__init__()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    schema = json_schema(["cursor_nets"])
+    assert values(schema, "version: 1\npolicy: {_target_: |}") == ["cursor_nets.Policy"]
+    beside = names(schema, "version: 1\npolicy: {_target_: cursor_nets.Policy, |}")
+    assert {"units", "mode"} <= beside
+    assert beside.isdisjoint({"obs_shapes", "action_logits_shapes", "graph", "heads"})
+    mode = "version: 1\npolicy: {_target_: cursor_nets.Policy, mode: |}"
+    assert {"a", "b"} <= {*values(schema, mode)}
