@@ -638,6 +638,9 @@ LISTED = {
     "composer.checkpoint.torch_file": (
         {"torch.load": 1}, "weights_only=True: tensors and plain values, after a look at what else it names",
     ),
+    "composer.reference.targets": (
+        {"sys.modules": 2}, "lists classes of allowed modules that are imported already; imports nothing",
+    ),
     "composer.parallel.state": ({"sys.modules": 1}, "looks whether a module is imported; imports nothing"),
     "perception_blocks.blocks.families": (
         {"importlib.import_module": 1}, "the class of a family, by the address with which it was registered in Python",
