@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import gymnasium
+
 import composer
 from composer.dataflow.call_spec import read_experiment
 from composer.dataflow.experiment import is_experiment, registered_spec
@@ -122,10 +124,22 @@ def open_page(folder: Path) -> Iterator[Page]:
             yield page
         finally:
             sys.path[:] = path
-            for name in [name for name, m in [*sys.modules.items()] if _lies_in(m, folder)]:
+            gone = {name for name, module in [*sys.modules.items()] if _lies_in(module, folder)}
+            for name in gone:
                 del sys.modules[name]  # the next page has a folder of its own
+            for name, spec in [
+                *gymnasium.registry.items()
+            ]:  # and registers its environments itself
+                if _module_of(spec.entry_point) in gone:
+                    del gymnasium.registry[name]
             for entry in [entry for entry in sys.path_importer_cache if not os.path.isabs(entry)]:
                 del sys.path_importer_cache[entry]  # "configs" was that of this folder
+
+
+def _module_of(entry_point: object) -> str:
+    if isinstance(entry_point, str):
+        return entry_point.partition(":")[0]
+    return getattr(entry_point, "__module__", "")
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:
