@@ -6,9 +6,18 @@ import ast
 import operator
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, MutableMapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from composer.errors import Position, Problem, SpecError
+from composer.importing.python_syntax import (
+    assignments,
+    first_line,
+    is_program,
+    is_super,
+    path_of,
+    walk,
+)
 from composer.importing.taken import CLASS, Code
 from composer.source.values import MAX_DEPTH, MAX_SIZE, Located, check_size
 
@@ -77,7 +86,7 @@ def _reading(text: str, file: str, read: Callable[[ast.Module, _Module], _Result
 
 
 class _Module:
-    """Reads statements; ``names`` are what they have defined: classes, and values of plain assignments.
+    """Reads statements; ``names`` are what they have defined: classes, and values of assignments.
 
     All mappings together have at most `MAX_SIZE` values, which copies of bases count against.
     """
@@ -86,60 +95,170 @@ class _Module:
         self._file = file
         self._size = 0
         self.names: MutableMapping[str, Located] = {}
+        self._aliases: dict[str, list[str]] = {}  # a second name -> the path of what it is for
+        self._classes: set[str] = set()
+        self._functions: set[str] = set()
+        self._bodies: dict[str, _Body] = {}  # of classes with a __post_init__
 
     def read(self, body: Iterable[ast.stmt]) -> dict[str, Located]:
-        for item in body:
-            if isinstance(item, ast.ClassDef):
-                self.names[item.name] = self._class(item)
-            elif isinstance(item, ast.FunctionDef):
-                self._function(item)
-            else:
-                self._assign(item)
+        self._run(body)
         return {n: v for n, v in self.names.items() if isinstance(v.value, dict)}
 
-    def _assign(self, item: ast.stmt) -> None:
-        target, value = _assignment(item)
-        if isinstance(target, ast.Name) and value is not None:
-            self.names[target.id] = self.value(value)
+    # --- statements -----------------------------------------------------------------------------------------------
+
+    def _run(self, body: Iterable[ast.stmt]) -> None:
+        for item in body:
+            self._count(1, item)
+            if isinstance(item, ast.ClassDef):
+                self._store([item.name], self._class(item), item)
+            elif isinstance(item, ast.FunctionDef):
+                self._function(item)
+            elif not is_program(item):
+                self._statement(item)
+
+    def _statement(self, item: ast.stmt) -> None:
+        """Follow an assignment; what any other statement may change is `Code` from then on."""
+        pairs = assignments(item)
+        if pairs is None:
+            return self._spoil_all(item)
+        for target, value in [(target, self.value(value)) for target, value in pairs]:
+            path = path_of(target)
+            if path is None:
+                self._spoil(target, self._code(item))
+            else:
+                self._store(path, value, target)
+        for target, source in pairs:
+            path = path_of(source)
+            if isinstance(target, ast.Name) and path and target.id != path[0]:
+                self._aliases[target.id] = self._origin(path)
+
+    def _store(self, path: list[str], value: Located, node: ast.expr | ast.stmt) -> None:
+        """Set a name, or what is inside its mapping."""
+        first, *rest = path if len(path) == 1 else self._origin(path)
+        if not rest:
+            self._count(len(self._aliases), node)
+            for name in [n for n, origin in self._aliases.items() if first in (n, origin[0])]:
+                held = self._held([name])
+                if held is not None:
+                    self.names[name] = held  # which no longer changes with the other name
+                del self._aliases[name]
+            self.names[first] = value
+            return
+        held = self.names.get(first)
+        if held is not None and isinstance(held.value, dict) and len(rest) <= MAX_DEPTH:
+            self._count(len(held.value), node)
+            inner = _with(held, rest, value)
+            check_size(inner, self._at(node), "the file")
+            self.names[first] = inner
 
     def _function(self, function: ast.FunctionDef) -> None:
-        """What it returns, with the plain assignments before it."""
-        outer = self.names
-        self.names = ChainMap({}, outer)  # what is assigned in a function stays there
+        """What it returns, with the assignments before it."""
+        outer, aliases = self.names, self._aliases
+        arguments = [each for each in ast.walk(function.args) if isinstance(each, ast.arg)]
+        unknown = {each.arg: Located(Code(each.arg), self._at(each)) for each in arguments}
+        self.names = ChainMap(unknown, outer)  # what is assigned in a function stays there
+        self._aliases = {name: path for name, path in aliases.items() if name not in unknown}
+        self._count(len(aliases), function)
+        self._functions.add(function.name)
+        unsure: Located | None = None  # what may return something else
         for item in function.body:
-            self._assign(item)
-            if isinstance(item, ast.Return) and item.value is not None:
-                outer[function.name] = self.value(item.value)
+            values = [r.value for r in walk(item) if isinstance(r, ast.Return) and r.value]
+            if values:
+                value = self.value(values[0])
+                if unsure is None and not isinstance(item, ast.Return):
+                    unsure = self._code(item)
+                outer[function.name] = (
+                    value if unsure is None else self._spoiled(value, unsure, item)
+                )
+            if isinstance(item, ast.Return):
                 break
-        self.names = outer
+            self._run([item])
+        self.names, self._aliases = outer, aliases
 
     def _class(self, item: ast.ClassDef) -> Located:
+        """Its attributes and those of its bases, as its `__post_init__` leaves them."""
         values: dict[str, Located] = {}
-        for base in reversed(item.bases):
-            known = self._lookup(ast.unparse(base))
-            if known is not None and isinstance(known.value, dict):
+        after: list[ast.stmt] = []
+        for base in reversed([ast.unparse(base) for base in item.bases]):
+            known, body = self._held(base.split(".")), self._bodies.get(base)
+            self._count(1 if known is None else known.size, item)
+            if body is not None:
+                values, after = {**values, **body.values}, body.after
+            elif known is not None and isinstance(known.value, dict):
                 values |= known.value
-        names = [ast.unparse(base).rpartition(".")[2] for base in item.bases]
-        named = values.get(CLASS)
-        if named is None:  # the class of the library that it is at last
-            named = Located(names[0] if names else item.name, self._at(item))
+        if CLASS not in values:  # the class of the library that it is at last
+            last = ast.unparse(item.bases[0]).rpartition(".")[2] if item.bases else item.name
+            values[CLASS] = Located(last, self._at(item))
+        outer, aliases = self.names, self._aliases
+        attributes: dict[str, Located] = {}
+        self.names, self._aliases = ChainMap(attributes, outer), {}
         for line in item.body:
-            target, value = _assignment(line)
-            if isinstance(line, ast.ClassDef):
-                values[line.name] = self._class(line)
-            elif isinstance(target, ast.Name) and value is not None:
-                values[target.id] = self.value(value)
-            elif isinstance(line, ast.FunctionDef) and line.name == "__post_init__":
-                self._after(line, values)
-        return self._sized({**values, CLASS: named}, item)
+            if not isinstance(line, ast.FunctionDef):
+                self._run([line])
+            elif line.name == "__post_init__":
+                after = [s for each in line.body for s in (after if is_super(each) else [each])]
+                self._count(len(after), line)
+        values |= attributes
+        self.names, self._aliases = ChainMap({"self": self._sized(values, item)}, outer), {}
+        self._run(after)
+        result = self.names["self"]
+        self.names, self._aliases = outer, aliases
+        self._classes.add(item.name)
+        self._bodies.pop(item.name, None)
+        if after:
+            self._bodies[item.name] = _Body(values, after)
+        return result
 
-    def _after(self, function: ast.FunctionDef, values: dict[str, Located]) -> None:
-        """Apply assignments to attributes of ``self``: ``self.policy.activation = "relu"``."""
-        for line in function.body:
-            target, value = _assignment(line)
-            path = ast.unparse(target).split(".") if isinstance(target, ast.Attribute) else []
-            if value is not None and path[:1] == ["self"] and len(path) <= MAX_DEPTH:
-                _put(values, path[1:], self.value(value))
+    # --- what is not followed -------------------------------------------------------------------------------------
+
+    def _spoil_all(self, item: ast.stmt) -> None:
+        """Make `Code` of what a statement may change: what it assigns, and what calls reach."""
+        code = self._code(item)
+        for node in walk(item):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                self._store([node.name], code, node)
+            elif isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
+                if not isinstance(node.ctx, ast.Load):
+                    self._spoil(node, code)
+            elif isinstance(node, ast.Call):
+                for each in self._reached(node):
+                    path = path_of(each)
+                    held = None if path is None or path[-1] in self._classes else self._held(path)
+                    if held is not None and isinstance(held.value, dict | list):
+                        self._spoil(each, code)
+
+    def _reached(self, call: ast.Call) -> list[ast.expr]:
+        """What a call may change: its object, and its arguments, which calls of a module's top level only use."""
+        reached = [call.func.value] if isinstance(call.func, ast.Attribute) else []
+        if isinstance(self.names, ChainMap) or ast.unparse(call.func) == "setattr":
+            reached += [*call.args, *(keyword.value for keyword in call.keywords)]
+        return reached
+
+    def _spoil(self, target: ast.expr, code: Located) -> None:
+        """Make ``code`` of a name, of an attribute, or of what an element belongs to."""
+        path = path_of(target)
+        if path is not None:
+            held = self._held(path)
+            value = code if held is None else self._spoiled(held, code, target)
+            self._store(self._origin(path), value, target)
+        elif isinstance(target, ast.Attribute | ast.Subscript | ast.Starred):
+            self._spoil(target.value, code)
+        elif isinstance(target, ast.Tuple | ast.List):
+            for each in target.elts:
+                self._spoil(each, code)
+
+    def _spoiled(self, value: Located, code: Located, node: ast.stmt | ast.expr) -> Located:
+        """``value`` with ``code`` in the place of its scalars and lists."""
+        if not isinstance(value.value, dict):
+            return code
+        inner = value.value.items()
+        spoiled = {k: v if k == CLASS else self._spoiled(v, code, node) for k, v in inner}
+        return self._sized(spoiled, node)
+
+    def _code(self, node: ast.stmt | ast.expr) -> Located:
+        return Located(Code(first_line(node)), self._at(node))
+
+    # --- expressions ----------------------------------------------------------------------------------------------
 
     def value(self, node: ast.expr) -> Located:
         """What an expression says; as `Code` where it would have to be run."""
@@ -156,10 +275,10 @@ class _Module:
             return self._call(node)
         if isinstance(node, ast.Lambda):
             return self.value(node.body)
-        if isinstance(node, ast.Name | ast.Attribute):
-            known = self._lookup(ast.unparse(node))
-            if known is not None:
-                return known
+        path = path_of(node)
+        known = None if path is None else self._held(path)
+        if known is not None:
+            return known
         number = self._number(node)
         return Located(Code(ast.unparse(node)) if number is None else number, self._at(node))
 
@@ -169,17 +288,23 @@ class _Module:
         given = {k.arg: self.value(k.value) for k in node.keywords if k.arg is not None}
         if name in ("field", "dataclasses.field"):
             first = next((given[key] for key in _FIRST_OF_FIELD if key in given), None)
-            return Located(Code(ast.unparse(node)), self._at(node)) if first is None else first
-        known = self._lookup(name)
-        if known is not None and isinstance(known.value, dict):
-            return self._sized({**known.value, **given}, node)
-        last = name.rpartition(".")[2]
-        is_class = last[:1].isupper() and name.replace(".", "").isidentifier()
-        named = not node.args and len(given) == len(
+            return self._code(node) if first is None else first
+        known = self._held(name.split("."))
+        is_plain = not node.args and len(given) == len(
             node.keywords
         )  # what others mean is not known here
-        if not named or not (is_class or name == "dict"):
-            return Located(Code(ast.unparse(node)), self._at(node))
+        if known is not None and isinstance(known.value, dict):
+            result = self._sized({**known.value, **given}, node)
+            is_given = bool(node.args or node.keywords) and name in self._functions
+            return (
+                result
+                if is_plain and not is_given
+                else self._spoiled(result, self._code(node), node)
+            )
+        last = name.rpartition(".")[2]
+        is_class = last[:1].isupper() and name.replace(".", "").isidentifier()
+        if not is_plain or not (is_class or name == "dict"):
+            return self._code(node)
         if name != "dict":
             given[CLASS] = Located(last, self._at(node))
         return self._sized(given, node)
@@ -200,15 +325,19 @@ class _Module:
         value = self.value(node).value
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
-    def _lookup(self, dotted: str) -> Located | None:
-        """A name, or an attribute of a class in the file."""
-        first, *rest = dotted.split(".")
+    def _origin(self, path: list[str]) -> list[str]:
+        """``path`` with what its first name is for."""
+        return [*self._aliases.get(path[0], path[:1]), *path[1:]]
+
+    def _held(self, path: list[str]) -> Located | None:
+        """What a name holds, or an attribute or a key below it."""
+        first, *rest = self._origin(path)
         node = self.names.get(first)
         for part in rest:
             node = node.value.get(part) if node and isinstance(node.value, dict) else None
         return node
 
-    def _at(self, node: ast.expr | ast.stmt) -> Position:
+    def _at(self, node: ast.expr | ast.stmt | ast.arg) -> Position:
         return Position(self._file, node.lineno, node.col_offset + 1)
 
     def _sized(
@@ -216,27 +345,28 @@ class _Module:
     ) -> Located:
         located = Located(value, self._at(node))
         check_size(located, located.position, "the file")
-        self._size += located.size
-        if self._size > MAX_SIZE:
-            message = f"the file grows to more than {MAX_SIZE} values"
-            raise SpecError([Problem(message, (), located.position)])
+        self._count(located.size, node)
         return located
 
-
-def _assignment(item: ast.stmt) -> tuple[ast.expr | None, ast.expr | None]:
-    if isinstance(item, ast.Assign) and len(item.targets) == 1:
-        return item.targets[0], item.value
-    if isinstance(item, ast.AnnAssign):
-        return item.target, item.value
-    return None, None
+    def _count(self, values: int, node: ast.expr | ast.stmt) -> None:
+        self._size += values
+        if self._size > MAX_SIZE:
+            message = f"the file grows to more than {MAX_SIZE} values"
+            raise SpecError([Problem(message, (), self._at(node))])
 
 
-def _put(values: dict[str, Located], path: list[str], value: Located) -> None:
-    """Set ``path`` without changing mappings that other classes hold, too."""
-    if len(path) == 1:
-        values[path[0]] = value
-        return
-    old = values.get(path[0])
-    inner = dict(old.value) if old is not None and isinstance(old.value, dict) else {}
-    _put(inner, path[1:], value)
-    values[path[0]] = Located(inner, value.position if old is None else old.position)
+@dataclass(frozen=True)
+class _Body:
+    """A class before its `__post_init__`, and the statements of that, with those of ``super()`` in their place."""
+
+    values: dict[str, Located]
+    after: list[ast.stmt]
+
+
+def _with(node: Located, path: list[str], value: Located) -> Located:
+    """``node`` with ``value`` at ``path`` in it; mappings that others hold, too, stay as they are."""
+    if not path:
+        return value
+    inner = node.value if isinstance(node.value, dict) else {}
+    below = _with(inner.get(path[0], Located({}, value.position)), path[1:], value)
+    return Located({**inner, path[0]: below}, node.position, node.key_position)

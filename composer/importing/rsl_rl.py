@@ -18,7 +18,7 @@ from composer.importing.nodes import (
     gaussian,
     linear_value,
 )
-from composer.importing.taken import CLASS, Taken
+from composer.importing.taken import CLASS, Code, Taken
 from composer.source.values import Located
 from perception_blocks.words import describe, hint, listing
 
@@ -43,6 +43,7 @@ _LOG_STD_RANGE = (-20.0, 2.0)  # of our gaussian
 _WIDE = [-80.0, 80.0]
 _RECURRENT = ("ActorCriticRecurrent", "RNNModel")
 _PLAIN = ("ActorCritic", "MLPModel")
+_OF_RUNNERS = ("algorithm", "max_iterations", "num_steps_per_env", "runner")
 _OWN = ("policy", "actor", "critic", "obs_groups")  # keys about networks
 
 
@@ -68,6 +69,8 @@ def _is_runner(node: Located) -> bool:
     if policy is not None and isinstance(policy.value, dict):
         hints = ("actor_hidden_dims", "critic_hidden_dims", "init_noise_std")
         return any(key in policy.value for key in hints)
+    if policy is not None and isinstance(policy.value, Code):
+        return not node.value.keys().isdisjoint(_OF_RUNNERS)  # reading it says what is wrong
     models = [node.value.get(key) for key in ("actor", "critic")]
     return all(m is not None and isinstance(m.value, dict) and _is_model(m.value) for m in models)
 

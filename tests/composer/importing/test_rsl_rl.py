@@ -382,3 +382,82 @@ def test_widths_that_a_base_in_another_file_may_have_are_noted(tmp_path):
     )
     assert result.spec["policy"]["graph"]["latent"]["hidden_units"] == [4]
     assert result.spec["critic"]["graph"]["latent"]["hidden_units"] == [256, 256, 256]
+
+
+BASE = """\
+SIZES = [4]
+
+class Base(RslRlOnPolicyRunnerCfg):
+    max_iterations = 10
+    policy = RslRlPpoActorCriticCfg(actor_hidden_dims=[16, 8], critic_hidden_dims=[8], activation="elu")
+
+class Policy(RslRlPpoActorCriticCfg):
+    actor_hidden_dims = [5]
+    critic_hidden_dims = [8]
+
+class Small(Base):
+    def __post_init__(self):
+        super().__post_init__()
+        self.policy.actor_hidden_dims = [3]
+
+def runner():
+    return Base()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "widths"),
+    [
+        ("class Cfg(Base):\n def __post_init__(self):\n  self.policy.actor_hidden_dims = self.policy.critic_hidden_dims", [8]),
+        ("class Cfg(Base):\n def __post_init__(self):\n  a, self.policy.actor_hidden_dims = [1], [2]", [2]),
+        ("class Cfg(Base):\n def __post_init__(self):\n  p = self.policy\n  p.actor_hidden_dims = [2]", [2]),
+        ("class Cfg(Small):\n policy = Policy()", [3]),  # the base's __post_init__ runs after it
+        ("class Cfg(Small):\n def __post_init__(self):\n  pass", [16, 8]),  # and this one takes its place
+        ("class Cfg(Small):\n def __post_init__(self):\n  super(Cfg, self).__post_init__()", [3]),
+        ("class Cfg(Base):\n SIZES = [6]\n policy = Policy(actor_hidden_dims=SIZES)", [6]),
+        ("class Cfg(Base):\n pass\nCfg.policy = Policy()", [5]),
+        ("def Cfg():\n cfg = runner()\n cfg.policy.actor_hidden_dims = [2, 2]\n return cfg", [2, 2]),
+        ("Cfg = {'runner': {}, 'policy': {'actor_hidden_dims': [1]}}\nCfg['policy']['actor_hidden_dims'] = [7]", [7]),
+        ("class Cfg(Base):\n pass\nif __name__ == '__main__':\n Cfg.policy = main(Cfg)", [16, 8]),
+        ("class Cfg(Base):\n pass\nstore(node=Cfg)", [16, 8]),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_what_python_assigns_is_followed(text, widths, tmp_path):
+    result = imported(tmp_path, BASE + text, "rl_cfg.py", name="Cfg")
+    assert result.spec["policy"]["graph"]["latent"]["hidden_units"] == widths
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class Cfg(Base):\n def __post_init__(self):\n  if self.small:\n   self.policy.actor_hidden_dims = [2]",
+         "20:3: policy.actor_hidden_dims: 'if self.small:' is code"),
+        ("class Cfg(Base):\n def __post_init__(self):\n  self.policy.actor_hidden_dims += [2]",
+         "20:3: policy.actor_hidden_dims: 'self.policy.actor_hidden_dims += [2]' is code"),
+        ("class Cfg(Base):\n def __post_init__(self):\n  self.policy.actor_hidden_dims[0] = 2",
+         "20:3: policy.actor_hidden_dims: 'self.policy.actor_hidden_dims[0] = 2' is code"),
+        ("class Cfg(Base):\n def __post_init__(self):\n  w = self.policy.actor_hidden_dims\n  w.append(2)",
+         "21:3: policy.actor_hidden_dims: 'w.append(2)' is code"),
+        ("class Cfg(Base):\n def __post_init__(self):\n  setattr(self.policy, 'activation', 'relu')",
+         "20:3: policy.actor_hidden_dims: \"setattr(self.policy, 'activation', 'relu')\" is code"),
+        ("class Cfg(Base):\n def __post_init__(self):\n  self._shrink()",
+         "20:3: policy.actor_hidden_dims: 'self._shrink()' is code"),
+        ("class Cfg(Base):\n if SIZES:\n  policy = Policy()", "19:2: policy: 'if SIZES:' is code"),
+        ("class Cfg(Base):\n policy = Base.policy.replace(activation='relu')",
+         "19:11: policy: \"Base.policy.replace(activation='relu')\" is code"),
+        ("class Cfg(Base):\n policy = Policy(**COMMON)", "19:11: policy.actor_hidden_dims: 'Policy(**COMMON)' is code"),
+        ("class Cfg(Base):\n policy = Policy([1])", "19:11: policy.actor_hidden_dims: 'Policy([1])' is code"),
+        ("SIZES.append(2)\nclass Cfg(Base):\n policy = Policy(actor_hidden_dims=SIZES)",
+         "18:1: policy.actor_hidden_dims: 'SIZES.append(2)' is code"),
+        ("def Cfg(small):\n if small:\n  return Small()\n return Base()",
+         "19:2: policy.actor_hidden_dims: 'if small:' is code"),
+        ("def Cfg(SIZES):\n return Base(policy=Policy(actor_hidden_dims=SIZES))",
+         "18:9: policy.actor_hidden_dims: 'SIZES' is code"),
+        ("Cfg = runner(small=True)", "18:7: policy.actor_hidden_dims: 'runner(small=True)' is code"),
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_what_python_would_have_to_run_is_an_error_at_its_place(text, message, tmp_path):
+    said = refusal(tmp_path, BASE + text, "rl_cfg.py", name="Cfg")
+    assert said == f"rl_cfg.py:{message}, which is not run; write the value itself"
