@@ -53,7 +53,8 @@ from composer.network.sharded import refuse_sharded
 from composer.network.structured import StructuredModule
 from composer.policy.policy import Policy
 from composer.policy.structured import AnyPolicy, one_policy
-from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
+from composer.source.dump import dump_yaml
+from composer.source.load import Override, Source, load_source, stored_source
 from composer.spaces.actors import ActorKey, read_actors
 from composer.spaces.json_form import spaces_to_json
 from composer.spaces.lookup import find_spaces, is_by_actor

@@ -46,7 +46,7 @@ from composer.distributions.deterministic import Deterministic
 from composer.host.optimizing import nothing_to_train
 from composer.model import Model
 from composer.policy.structured import one_policy
-from composer.source.load import dump_flow
+from composer.source.dump import dump_flow
 from composer.spaces.actors import ActorKey
 from composer.spaces.lookup import is_by_actor
 from composer.spaces.tree import format_space

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import Record
 from composer.checkpoint.plain_spec import every_part
-from composer.source.load import dump_flow, stored_source
+from composer.source.dump import dump_flow
+from composer.source.load import stored_source
 from perception_blocks.blocks.adapted import AdaptedBlock, refuse_other_scales
 from perception_blocks.blocks.lora import adapter_scales
 

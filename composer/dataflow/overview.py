@@ -11,7 +11,7 @@ from composer.dataflow.interfaces import INTERFACES
 from composer.dataflow.samples import LENGTHS, in_words
 from composer.diagram.drawing import write_picture
 from composer.diagram.picture import Box, Frame, Picture
-from composer.source.load import dump_flow
+from composer.source.dump import dump_flow
 from composer.summary.layout import aligned
 from perception_blocks.dag import Dag, DagNode
 from perception_blocks.settings import settings_of

@@ -13,7 +13,7 @@ from composer.editor.fixes import edit_of
 from composer.editor.places import Places
 from composer.errors import Position, Problem, Span
 from composer.source.files import MAX_BYTES
-from composer.source.load import BOM
+from composer.source.parse import BOM
 from composer.spec.top_level import VERSION
 
 __all__ = ["SOURCE", "Fix", "Shown", "Target", "fixes_of"]

@@ -18,7 +18,7 @@ from composer.editor.places import Places, yaml_lines
 from composer.editor.worker import Worker
 from composer.errors import SpecError
 from composer.source.files import MAX_BYTES, display_name, read_text, real_path
-from composer.source.load import BOM, YamlParser
+from composer.source.parse import BOM, YamlParser
 
 __all__ = ["Document", "Documents", "is_spec"]
 

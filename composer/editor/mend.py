@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from composer.errors import Position, Problem
-from composer.source.load import is_yaml
+from composer.source.parse import is_yaml
 
 __all__ = ["mended_data", "mended_texts"]
 

@@ -10,7 +10,7 @@ from lsprotocol import types as lsp
 from pygls.workspace import PositionCodec
 
 from composer.errors import Position, Span
-from composer.source.load import BOM
+from composer.source.parse import BOM
 
 __all__ = ["Places", "yaml_lines"]
 

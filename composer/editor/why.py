@@ -12,7 +12,7 @@ from composer.editor.analysis import Analysis
 from composer.editor.facts import NodeFacts
 from composer.errors import Path, Position
 from composer.network.network import ACTOR
-from composer.source.load import dump_flow
+from composer.source.dump import dump_flow
 from composer.spec.model_spec import NetworkSpec, NodeSpec
 from composer.spec.places import place_of_value
 from composer.spec.references import sinks

@@ -36,7 +36,7 @@ from composer.network.module import NetworkModule
 from composer.network.network import Network
 from composer.policy.policy import Policy
 from composer.policy.structured import AnyPolicy
-from composer.source.load import dump_yaml
+from composer.source.dump import dump_yaml
 from composer.spaces.actors import ActorKey
 from composer.spaces.json_form import spaces_to_json
 from composer.wrappers.interface import IModelWrapper

@@ -9,7 +9,7 @@ from typing import Any
 
 from composer.errors import Path, format_path
 from composer.importing.taken import CLASS, Taken
-from composer.source.load import dump_flow
+from composer.source.dump import dump_flow
 from composer.source.values import Located
 from perception_blocks.words import printable
 

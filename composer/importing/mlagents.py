@@ -9,7 +9,7 @@ from composer.importing.document import Document
 from composer.importing.imported import Imported, finished
 from composer.importing.kinds import Kind
 from composer.importing.taken import Taken
-from composer.source.load import dump_flow
+from composer.source.dump import dump_flow
 from composer.source.values import Located
 from perception_blocks.words import did_you_mean, few_of, hint
 

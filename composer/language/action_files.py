@@ -29,7 +29,7 @@ from composer.checkpoint.plain_spec import plain_spec
 from composer.language.action_plan import ActionPlan
 from composer.language.hf import VALUE_HEAD_FILE, quiet
 from composer.language.processors import processor_files
-from composer.source.load import dump_yaml
+from composer.source.dump import dump_yaml
 from composer.spaces.json_form import spaces_to_json
 from perception_blocks.blocks.adapted import fitting_adapters, stored_adapters
 from perception_blocks.blocks.lora import (

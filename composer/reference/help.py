@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from composer.reference.families import families, title_of
 from composer.reference.words import MEANINGS
-from composer.source.load import dump_flow
+from composer.source.dump import dump_flow
 from perception_blocks.base_block import PerceptionBlock
 from perception_blocks.port import format_shape
 from perception_blocks.registry import (

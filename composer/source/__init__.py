@@ -7,9 +7,10 @@ from perception_blocks.lazy import lazy_attributes
 __all__ = ["Override", "Source", "dump_flow", "dump_yaml", "load_source"]
 
 if TYPE_CHECKING:
-    from composer.source.load import Override, Source, dump_flow, dump_yaml, load_source
+    from composer.source.dump import dump_flow, dump_yaml
+    from composer.source.load import Override, Source, load_source
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
-        {"load": "Override Source dump_flow dump_yaml load_source"},
+        {"dump": "dump_flow dump_yaml", "load": "Override Source load_source"},
     )

@@ -13,7 +13,7 @@ import yaml
 
 from composer.errors import Position, Problem, SpecError
 from composer.source.files import as_utf8, display_name, no_file
-from composer.source.load import YamlParser
+from composer.source.parse import YamlParser
 from composer.source.scalars import Scalar
 from composer.source.values import Located, check_size, mark_of
 from perception_blocks.words import describe

@@ -9,7 +9,7 @@ from gymnasium import Space
 
 from composer.distributions.rules import build_distributions
 from composer.errors import Problems
-from composer.source.load import dump_flow
+from composer.source.dump import dump_flow
 from composer.spaces.actors import Actor, ActorKey, Actors, read_actors
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.tree import SpaceError, SpaceTree, flatten_space, format_space, walk_space

@@ -16,7 +16,8 @@ from composer.checkpoint.plain_spec import saved_spec
 from composer.errors import Problem, SpecError
 from composer.limits import GivenLimits
 from composer.model import Model, compose
-from composer.source.load import GivenSpec, Override, Source, dump_yaml, load_source, stored_source
+from composer.source.dump import dump_yaml
+from composer.source.load import GivenSpec, Override, Source, load_source, stored_source
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.lookup import is_by_actor, make_environment, own_environment
 from composer.spaces.pettingzoo import PREFIX

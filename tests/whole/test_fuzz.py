@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import composer
 from composer.errors import SpecError
-from composer.source.load import dump_yaml, load_source
+from composer.source.dump import dump_yaml
+from composer.source.load import load_source
 from perception_blocks.registry import ACTIVATIONS, BLOCKS, FUNCTIONS, INITIALIZERS
 from tests.helpers.paths import CONFIGS, ROOT, TESTS
 

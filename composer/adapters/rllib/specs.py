@@ -15,7 +15,8 @@ from composer.checkpoint.plain_spec import plain_spec
 from composer.errors import Path, Problems
 from composer.limits import GivenLimits
 from composer.model import Model
-from composer.source.load import Override, Source, dump_yaml, load_source
+from composer.source.dump import dump_yaml
+from composer.source.load import Override, Source, load_source
 from composer.spaces.actors import read_actors, serve
 from composer.spec.keys import PARTS
 from composer.spec.model_spec import PolicySpec

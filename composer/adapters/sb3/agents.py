@@ -28,7 +28,8 @@ from composer.checkpoint.plain_spec import plain_spec
 from composer.limits import GivenLimits, Limits, limits_from
 from composer.model import Model, compose
 from composer.policy.structured import one_policy
-from composer.source.load import GivenSpec, Override, dump_yaml, load_source
+from composer.source.dump import dump_yaml
+from composer.source.load import GivenSpec, Override, load_source
 from composer.spaces.json_form import spaces_to_json
 from composer.spaces.lookup import (
     Spaces,

@@ -20,7 +20,8 @@ from composer.limits import GivenLimits
 from composer.model import Model, compose
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
-from composer.source.load import GivenSpec, dump_yaml
+from composer.source.dump import dump_yaml
+from composer.source.load import GivenSpec
 from composer.spaces.json_form import Json, spaces_from_json
 from composer.spaces.lookup import Spaces
 from perception_blocks.registry import missing_extra

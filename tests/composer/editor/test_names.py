@@ -2,7 +2,7 @@ import pytest
 
 from composer.editor.names import PARAMS, Names, Use, Written
 from composer.errors import Position
-from composer.source.load import YamlParser
+from composer.source.parse import YamlParser
 from tests.helpers.paths import ROOT
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from composer.errors import Position, Problem, Problems, SpecError
-from composer.source.load import dump_yaml, load_source
+from composer.source.dump import dump_yaml
+from composer.source.load import load_source
 from perception_blocks.registry import Registry
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from composer.errors import SpecError
-from composer.source.load import dump_yaml, load_source
+from composer.source.dump import dump_yaml
+from composer.source.load import load_source
 from composer.spec.model_spec import DistributionRule, ModelSpec, NodeSpec
 from composer.spec.read import read_spec
 from perception_blocks.registry import BLOCKS

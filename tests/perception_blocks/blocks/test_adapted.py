@@ -12,7 +12,7 @@ import composer
 from composer.checkpoint import CheckpointError
 from composer.checkpoint.file import fill_whole
 from composer.errors import SpecError
-from composer.source.load import dump_flow
+from composer.source.dump import dump_flow
 from perception_blocks.blocks.adapted import refuse_other_kind
 from perception_blocks.registry import BLOCKS, MissingExtraError
 
