@@ -99,10 +99,14 @@ class Problem:
         """
         return self.message.instead if isinstance(self.message, Suggestion) else None
 
+    @property
+    def where(self) -> str:
+        """Its position, or where it has none its path."""
+        return str(self.position) if self.position else format_path(self.path)
+
     def __str__(self) -> str:
-        where = str(self.position) if self.position else format_path(self.path)
         text = self.message.replace("\n", "\n  ")
-        return f"{where}: {text}" if where else text
+        return f"{self.where}: {text}" if self.where else text
 
 
 class RefusedError(ValueError):

@@ -25,8 +25,13 @@ LOOK_EVERY = 0.1  # seconds
 
 GivenUp: TypeAlias = Callable[[], bool]
 DOTS_PER_INCH = 144
+LATE = 5.0  # seconds after which Graphviz ends by itself, where whoever waits for it was killed
+# The default action of the signal ends a process also within C, where no thread and no handler of Python gets to run.
 _PROGRAM = """
+import signal
 import sys
+if hasattr(signal, "setitimer"):
+    signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))
 import pygraphviz
 graph = pygraphviz.AGraph(string=sys.stdin.buffer.read().decode())
 sys.stdout.buffer.write(graph.draw(format=sys.argv[1], prog="dot"))
@@ -67,7 +72,7 @@ def _run(dot: str, form: str, seconds: float = SECONDS, given_up: GivenUp | None
     if form == "png":
         dot = dot.replace("{", f"{{ dpi={DOTS_PER_INCH};", 1)
     reason = None
-    for command in _commands(form):
+    for command in _commands(form, seconds + LATE):
         try:
             done = _finished(command, dot.encode(), seconds, given_up)
         except OSError:
@@ -119,9 +124,9 @@ def _finished(
             process.kill()
 
 
-def _commands(form: str) -> list[list[str]]:
-    """The Graphviz inside pygraphviz, then the one on the PATH."""
+def _commands(form: str, longest: float) -> list[list[str]]:
+    """The Graphviz inside pygraphviz, which ends itself after ``longest`` seconds, then the one on the PATH."""
     program = shutil.which("dot")
     on_path = [[program, f"-T{form}"]] if program else []
     # -P: it imports nothing from the current folder; PYTHONPATH, which may name that, is not handed on either.
-    return [[sys.executable, "-P", "-c", _PROGRAM, form], *on_path]
+    return [[sys.executable, "-P", "-c", _PROGRAM, form, str(longest)], *on_path]

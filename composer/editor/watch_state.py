@@ -182,11 +182,10 @@ def _place(problem: Problem) -> Place | None:
 
 def _told(problem: Problem, drawing: Drawing | None) -> dict[str, object]:
     place = _place(problem)
-    where = str(problem).removesuffix(f": {problem.message}") if place is None else str(place)
     return {
-        "where": where
+        "where": problem.where
         if place is None
-        else f"{os.path.basename(place.file)}:{place.line}:{place.column}",
+        else str(place._replace(file=os.path.basename(place.file))),
         "place": None if place is None else str(place),
         "message": problem.message,
         "box": None if drawing is None else drawing.box_of(problem.path),

@@ -184,14 +184,13 @@ class _Answer:
 
     def _results_inside(self, node: _Node) -> list[_Node | str]:
         """Of a nested graph the nodes that give its outputs."""
-        found = self._spec_of(node.place)
-        if found is None or found[1] is None or found[1].graph is None:
+        _, nested, _ = self._spec_of(node.place) or (None, None, None)
+        if nested is None or nested.graph is None:
             return []
-        nested = found[1]
-        names = nested.inner_outputs or sinks(nested.graph or {})
+        names = nested.inner_outputs or sinks(nested.graph)
         writers = (
             self._node(each.path, node)
-            for each in (nested.graph or {}).values()
+            for each in nested.graph.values()
             if set(each.writes) & set(names)
         )
         return [writer for writer in writers if writer is not None]
@@ -201,10 +200,10 @@ class _Answer:
         graph = path[:-2] if path[-2:-1] == ("heads",) else path[:-1]
         if path and (writer := self._writers.get((graph, name))):
             return writer
-        found = self._spec_of(node.place)
-        if found is None:
+        spec = self._spec_of(node.place)
+        if spec is None:
             return None
-        network, _, within = found
+        network, _, within = spec
         place = place_of_value(network, within, name)
         for other in () if place else self._analysis.networks:
             if other.path[0] != network.path[0] and name in other.shares:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -729,7 +730,7 @@ def test_text_and_svg_need_no_font(without_fonts, tmp_path):
 
 
 def test_without_graphviz_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(diagram_graphviz, "_commands", lambda form: [])
+    monkeypatch.setattr(diagram_graphviz, "_commands", lambda form, longest: [])
     message = (
         "drawing needs Graphviz: pip install 'pygraphviz>=2', or put the program dot on the PATH (the package graphviz "
         "of an operating system has it, the one of PyPI does not); .dot and .mermaid need neither"
@@ -782,6 +783,13 @@ def test_a_dot_that_hangs_is_ended(only_a_dot, tmp_path, limits, message):
         render("digraph {}", "svg", **limits)
     number = tmp_path / "number"
     assert not number.exists() or not Path("/proc", number.read_text().strip()).exists()
+
+
+def test_the_process_that_draws_outlives_nobody_for_long():
+    """Whoever waits for it may be killed: it is ended by its time limit, whatever it waits for."""
+    command, *_ = diagram_graphviz._commands("svg", 0.3)
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.wait(20) == -signal.SIGALRM
 
 
 def test_the_process_that_draws_does_not_get_the_python_path(tmp_path, monkeypatch):

@@ -211,6 +211,16 @@ def test_a_broken_spec_keeps_the_picture_and_lists_the_problems(client, folder):
     assert client.event()["good"] is True
 
 
+def test_a_problem_without_a_place_is_told_once(client, folder):
+    spec = folder / "agent.yaml"
+    client.listen()
+    client.event()
+    spec.unlink()
+    (problem,) = client.event()["problems"]
+    assert (problem["where"], problem["place"]) == ("", None)
+    assert problem["message"].startswith(f"there is no file '{spec}'")
+
+
 def test_who_comes_back_gets_what_is_new(client, folder):
     state = state_in(client.ask()[2])
     number = state["number"]
