@@ -87,6 +87,10 @@ def _refuse_wrong(arguments: argparse.Namespace) -> None:
 
         with as_user_errors(ValueError, before="--draw: "):
             format_of(Path(arguments.draw))
+        if arguments.json is not None and os.path.realpath(arguments.json) == os.path.realpath(
+            arguments.draw
+        ):
+            raise UserError(f"--json and --draw are the same file, {arguments.draw!r}")
 
 
 def _environment_of(arguments: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:

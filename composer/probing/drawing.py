@@ -40,7 +40,8 @@ def picture_of(model: Model, probed: Sequence[NodeProbe], color: Color) -> Pictu
     for node in probed:
         by_path.setdefault(_drawn_as(node.path, paths), []).append(node)
     has_baseline = any(node.at_init for node in probed)
-    largest = max((node.gradient_norm for node in probed), default=0.0)
+    norms = (node.gradient_norm for node in probed)
+    largest = max(filter(math.isfinite, norms), default=0.0)
     values = {
         path: max(_heat(node, color, largest) for node in nodes)
         for path, nodes in by_path.items()
@@ -49,7 +50,9 @@ def picture_of(model: Model, probed: Sequence[NodeProbe], color: Color) -> Pictu
     legend = COLORS[color][0 if has_baseline else 1]
     colored = picture.colored(values, legend)
     boxes = {
-        name: _told(box, [node for path in box.stands_for for node in by_path.get(path, ())], color)
+        name: _told(
+            box, [node for path in box.stands_for for node in by_path.get(path, ())], color, largest
+        )
         for name, box in colored.boxes.items()
     }
     return replace(colored, boxes=boxes)
@@ -74,7 +77,8 @@ def _heat(node: NodeProbe, color: Color, largest: float) -> float:
     if color == "time":
         return node.time_share or 0.0
     if color == "dormant":
-        value = node.dormant - (first.dormant if first else 0.0)
+        before = first.dormant if first else 0.0
+        value = 1.0 if math.isnan(node.dormant) else node.dormant - before
     elif color == "rank":
         value = 1.0 - node.srank / max(1, first.srank if first else node.units)
     else:
@@ -85,13 +89,13 @@ def _heat(node: NodeProbe, color: Color, largest: float) -> float:
 
 
 def _powers(before: float, now: float) -> float:
-    """How many powers of ten ``now`` is below ``before``; as many as there are colors where it is 0."""
-    if before <= 0:
+    """How many powers of ten ``now`` is below ``before``; as many as there are colors where it is 0 or not finite."""
+    if not 0 < before < math.inf:
         return 0.0
-    return POWERS if not now > 0 else math.log10(before / now)
+    return math.log10(before / now) if 0 < now < math.inf else POWERS
 
 
-def _told(box: Box, nodes: list[NodeProbe], color: Color) -> Box:
+def _told(box: Box, nodes: list[NodeProbe], color: Color, largest: float) -> Box:
     """``box`` with the numbers of the ``nodes`` that it stands for; on it, where it is colored, that of the color."""
     if not nodes:
         return box
@@ -102,7 +106,7 @@ def _told(box: Box, nodes: list[NodeProbe], color: Color) -> Box:
         details[f"probe{label}"] = _numbers(node)
     if not box.heat or box.heat < 0.005:
         return replace(box, details=details)
-    worst = max(nodes, key=lambda node: _heat(node, color, max(n.gradient_norm for n in nodes)))
+    worst = max(nodes, key=lambda node: _heat(node, color, largest))
     return replace(box, lines=(*box.lines, _line(worst, color)), details=details)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ MOST_SAMPLES = 2048  # for the rank
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of a layer; shares are between 0 and 1."""
+    """The numbers of a layer; shares are between 0 and 1. ``dormant`` is NaN where values are not finite."""
 
     units: int
     mean: float
@@ -64,7 +65,8 @@ class Activity:
         count = math.prod(samples.shape[:-1])
         self._count += count
         low, high = x.aminmax()
-        self._low, self._high = min(self._low, low.item()), max(self._high, high.item())
+        self._low = float(np.minimum(self._low, low.item()))  # NaN stays, which min() may lose
+        self._high = float(np.maximum(self._high, high.item()))
         if self._bounds is not None:
             below, above = self._bounds[0] + NEAR, self._bounds[1] - NEAR
             self._near += int(((x <= below) | (x >= above)).sum())
@@ -111,11 +113,13 @@ def dormant_share(sizes_U: Tensor, tau: float) -> float:
     """The share of units whose mean |activation| is at most ``tau`` times the mean over all units of the layer.
 
     As the dormant neurons of Sokar et al. (2023), The Dormant Neuron Phenomenon in Deep Reinforcement Learning,
-    arXiv:2302.12902, definition 3.1. If all units are 0, all are dormant.
+    arXiv:2302.12902, definition 3.1. If all units are 0, all are dormant. NaN where sizes are not finite.
 
     >>> dormant_share(torch.tensor([0.0, 1.0, 1.0, 0.001]), tau=0.025)
     0.5
     """
+    if not bool(sizes_U.isfinite().all()):
+        return math.nan
     return (sizes_U <= tau * sizes_U.mean()).double().mean().item()
 
 

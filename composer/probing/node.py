@@ -22,7 +22,7 @@ class NodeProbe:
 
     ``dead`` is the share of units that were 0 in every sample; ``dormant`` the share whose mean size is at most tau
     times the mean over the layer (Sokar et al., 2023, The Dormant Neuron Phenomenon in Deep Reinforcement Learning,
-    arXiv:2302.12902); ``saturated`` the share of values within 0.01 of a bound of tanh, sigmoid and the like, None of
+    arXiv:2302.12902), NaN where values are not finite; ``saturated`` the share of values within 0.01 of a bound of tanh, sigmoid and the like, None of
     other activations; ``srank`` the number of singular values that make 99 % of their sum (Kumar et al., 2021,
     Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning, arXiv:2010.14498), of at most
     2,048 samples.
@@ -52,8 +52,8 @@ class NodeProbe:
     def worse(self) -> tuple[str, ...]:
         """The numbers that are clearly worse than at the beginning; () without a baseline.
 
-        A share of units that is higher by 5 points or more, a rank below three quarters, a gradient that is not finite
-        or is 0 and was not.
+        A share of units that is higher by 5 points or more, a rank below three quarters, a gradient that is 0 and was
+        not, and what is not finite and was.
         """
         first = self.at_init
         if first is None:
@@ -61,12 +61,12 @@ class NodeProbe:
         worse = []
         for name in SHARES:
             now, then = getattr(self, name), getattr(first, name)
-            if now is not None and then is not None and now - then >= RISE:
+            if now is not None and then is not None and (now - then >= RISE or _broke(now, then)):
                 worse.append(name)
         if self.srank < RANK_LEFT * first.srank:
             worse.append("srank")
-        gradient = self.gradient_norm
-        if not math.isfinite(gradient) or (gradient == 0 and first.gradient_norm > 0):
+        now, then = self.gradient_norm, first.gradient_norm
+        if now == 0 < then or _broke(now, then):
             worse.append("gradient_norm")
         return tuple(worse)
 
@@ -74,3 +74,8 @@ class NodeProbe:
     def is_output(self) -> bool:
         """Whether these are the numbers of a node and not of a layer in it."""
         return self.layer == OUTPUT or self.layer.startswith(f"{OUTPUT} ")
+
+
+def _broke(now: float, then: float) -> bool:
+    """Whether a number is not finite, and was."""
+    return math.isfinite(then) and not math.isfinite(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +38,8 @@ class ProbeError(RefusedError):
 class Played:
     """Steps in order: what was observed, the actions as distributions have them (None where a class acts), rewards.
 
-    ``firsts`` says of which steps an episode begins with, ``resets`` by actor who is new.
+    ``firsts`` says of each step whether an episode begins with it, ``lasts`` whether one ends, ``resets`` by actor who
+    is new.
     """
 
     observations: list[Any] = field(default_factory=list)
@@ -45,6 +47,7 @@ class Played:
     masks: list[Any] = field(default_factory=list)
     rewards: list[Rewards] = field(default_factory=list)
     firsts: list[bool] = field(default_factory=list)
+    lasts: list[bool] = field(default_factory=list)
     resets: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -107,19 +110,22 @@ def _differences(root: str, mine: Any, theirs: Any) -> list[str]:
 def played(model: Model, env: Any, steps: int, seed: int) -> Played:
     """``steps`` of ``env`` with actions of ``model``, the first episode seeded with ``seed``.
 
-    Raises ProbeError where the environment fails.
+    Raises ProbeError where the environment fails, or the model cannot act on what it gives.
     """
     game = _game(env)
     result = Played()
     policy = model.policy
     state = policy.initial_state() if policy.has_memory else None
-    with _told(result, "begins an episode"):
-        observations = game.begin(seed)
-    first, present = True, frozenset()
-    for _ in range(steps):
+    observations, first, present = None, True, frozenset()
+    for step in range(steps):
+        if first:
+            with _told(result, "begins an episode"):
+                observations = game.begin(seed if step == 0 else None)
+        observations = copy.deepcopy(observations)  # some environments fill one array again and again
         resets = _resets(policy, observations, first, present)
-        mask = game.mask()
-        actions, for_environment, state = drawn(policy, observations, state, resets, mask)
+        mask = copy.copy(game.mask())
+        with _explained(model, step + 1):
+            actions, for_environment, state = drawn(policy, observations, state, resets, mask)
         present = frozenset(observations) if isinstance(policy, StructuredPolicy) else present
         result.observations.append(observations)
         result.actions.append(actions)
@@ -129,9 +135,7 @@ def played(model: Model, env: Any, steps: int, seed: int) -> Played:
         with _told(result, "takes a step"):
             observations, reward, first = game.step(for_environment)
         result.rewards.append(_finite(reward, len(result)))
-        if first:
-            with _told(result, "begins an episode"):
-                observations = game.begin(None)
+        result.lasts.append(first)
     return result
 
 
@@ -171,6 +175,18 @@ def _finite(reward: Rewards, step: int) -> Rewards:
         if not math.isfinite(number):
             raise ProbeError(f"the environment gave the reward {number} in step {step + 1}")
     return reward
+
+
+@contextmanager
+def _explained(model: Model, step: int) -> Iterator[None]:
+    """Raise ProbeError where ``model`` cannot act in ``step``, with the first weight that is no number."""
+    try:
+        yield
+    except ValueError as error:
+        weights = model.named_parameters()
+        wrong = next((name for name, w in weights if not bool(w.isfinite().all())), None)
+        advice = f"; the weight {wrong!r} is NaN or infinite" if wrong else ""
+        raise ProbeError(f"the model cannot act in step {step}: {error}{advice}") from error
 
 
 @contextmanager

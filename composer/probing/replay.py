@@ -62,6 +62,11 @@ def replayed(watched: Watched, steps: Played, batches: Sequence[Batch]) -> Gradi
     total: dict[int, Tensor] = {}
     state = starting_state(watched.model)
     notes: list[str] = []
+    if numbers.std(correction=0) == 0 and watched.model.policy.class_that_acts is None:
+        notes.append(
+            "every step has the same return: the policy has no gradient, whatever its weights"
+        )
+    told = len(notes)
     for batch in batches:
         watched.begin()
         with (
@@ -69,7 +74,7 @@ def replayed(watched: Watched, steps: Played, batches: Sequence[Batch]) -> Gradi
             torch.backends.cudnn.flags(enabled=False),
         ):  # its eval mode has no gradient
             log_probs, values, state, note = passed(watched.model, batch, state)
-            if note and not notes:  # the others say the same of other actors
+            if note and len(notes) == told:  # the others say the same of other actors
                 notes.append(note)
             loss = _loss(batch, log_probs, values, returns, (numbers.mean(), scale)) / len(numbers)
         if loss.requires_grad and weights:
@@ -193,9 +198,8 @@ def _returns(steps: Played) -> list[dict[str | None, float]]:
     results: list[dict[str | None, float]] = []
     running: dict[str, float] = {}
     alone = 0.0
-    ends = [*steps.firsts[1:], True]
     for index in reversed(range(len(steps))):
-        if ends[index]:
+        if steps.lasts[index]:
             running, alone = {}, 0.0
         reward = steps.rewards[index]
         if isinstance(reward, dict):

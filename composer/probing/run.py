@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
@@ -34,7 +36,7 @@ from perception_blocks.random_states import random_states_kept
 
 __all__ = ["probe"]
 
-TIMED = 16  # steps of which the time is taken
+TIMED = 32  # steps of which the time is taken
 
 
 def probe(
@@ -67,8 +69,7 @@ def probe(
     ()
     """
     model = _checked(model)
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps <= 0:
-        raise ProbeError(f"steps must be a positive integer, got {steps!r}")
+    _refuse_wrong(steps, seed, tau)
     if env is None:
         raise ProbeError("probe acts in an environment: probe(model, env)")
     with _environment(env) as environment, _nothing_drawn(model, seed):
@@ -95,6 +96,15 @@ def probe(
 
 
 Numbers = Mapping[tuple[str, str], NodeProbe]
+
+
+def _refuse_wrong(steps: object, seed: object, tau: object) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps <= 0:
+        raise ProbeError(f"steps must be a positive integer, got {steps!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ProbeError(f"seed must be an integer of 0 or more, got {seed!r}")
+    if not isinstance(tau, int | float) or isinstance(tau, bool) or not 0 <= tau < math.inf:
+        raise ProbeError(f"tau must be a number of 0 or more, got {tau!r}")
 
 
 def _checked(model: object) -> Model:
@@ -163,13 +173,14 @@ def _take_times(watched: Watched, record: Played) -> None:
     model = watched.model
     singles = list(single_steps(model, record, TIMED))
     state = starting_state(model)
-    steps = iter(singles * 2)  # the first round warms up
+    steps = itertools.cycle(singles)
 
     def run() -> None:
         with torch.no_grad():
             passed(model, next(steps), state)
 
-    watched.timed(run, 2 * len(singles))
+    run()  # the first call takes longer
+    watched.timed(run, TIMED)
 
 
 def _measured(watched: Watched, record: Played, tau: float) -> tuple[Numbers, Gradients]:
@@ -215,6 +226,6 @@ def _ended(record: Played) -> Iterator[float]:
     total = 0.0
     for index, reward in enumerate(record.rewards):
         total += sum(reward.values()) if isinstance(reward, dict) else reward
-        if index + 1 < len(record) and record.firsts[index + 1]:
+        if record.lasts[index]:
             yield total
             total = 0.0

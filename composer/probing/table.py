@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from composer.probing.node import OUTPUT, NodeProbe
@@ -47,7 +48,9 @@ def _row(node: NodeProbe) -> tuple[tuple[str, ...], frozenset[int]]:
 
 
 def _share(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{value:.{digits}%}"
+    if value is None:
+        return ""
+    return f"{value:.{digits}%}" if math.isfinite(value) else "nan"
 
 
 def _line(cells: tuple[str, ...], widths: list[int], worse: frozenset[int], color: bool) -> str:

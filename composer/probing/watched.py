@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -21,7 +21,7 @@ from composer.probing.node import OUTPUT
 from perception_blocks.base_block import PerceptionBlock, first_output
 from perception_blocks.blocks.conv import ImageBlock
 from perception_blocks.ensemble.ensemble import EnsembleBlock
-from perception_blocks.hidden import Bounds, HiddenRecorder
+from perception_blocks.hidden import Bounds, HiddenRecorder, HiddenValue
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port
 from perception_blocks.trial_copy import trial_copy
@@ -73,11 +73,16 @@ def _unstack(ensemble: EnsembleBlock) -> None:
 
 @dataclass
 class WatchedNode:
-    """A node, or a network of a user's class as a whole, and the layers in it, each with its `Activity`."""
+    """A node, or a network of a user's class as a whole, and the layers in it, each with its `Activity`.
+
+    ``ports`` are those of its outputs; ``network`` is the one that it is a node of, if any.
+    """
 
     path: str
     module: nn.Module
     ports: Mapping[str, Port] = field(default_factory=dict)
+    in_ports: Sequence[Port] = ()
+    network: InferenceBlock | None = None
     layers: dict[str, Activity] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)
 
@@ -85,6 +90,12 @@ class WatchedNode:
     def seconds(self) -> float | None:
         """How long one step takes, None where that was not measured."""
         return median(self.times) if self.times else None
+
+    def activity(self, layer: str, batches: int, bounds: Bounds | None) -> Activity:
+        """That of ``layer``, a new one the first time."""
+        if layer not in self.layers:
+            self.layers[layer] = Activity(batches, bounds)
+        return self.layers[layer]
 
     def layer(self, name: str) -> nn.Module | None:
         """The module of the layer ``name``; None for a value that no layer gives."""
@@ -105,6 +116,7 @@ class Watched:
         # A module that serves several nodes (same_as) runs for each of them, in their order.
         self._users: dict[int, list[WatchedNode]] = {}
         self._calls: dict[int, int] = {}
+        self._inputs: dict[int, Mapping[str, Tensor]] = {}  # by network, in its call that runs
         self._is_asking = False
         for node in self.nodes:
             self._users.setdefault(id(node.module), []).append(node)
@@ -149,6 +161,18 @@ class Watched:
         for module in {id(node.module): node.module for node in self.nodes}.values():
             recorder = HiddenRecorder(module)
             module.register_forward_hook(self._noted(recorder, batches))
+        networks = {id(node.network): node.network for node in self.nodes}.values()
+        for network in filter(None, networks):
+            network.register_forward_pre_hook(self._called)
+
+    def _called(self, network: nn.Module, arguments: tuple) -> None:
+        self._inputs[id(network)] = arguments[0]
+
+    def _masks(self, node: WatchedNode, ports: Iterable[Port]) -> list[Tensor]:
+        """What is true for real elements of the values of ``ports``, and false for padding."""
+        inputs = self._inputs.get(id(node.network), {})
+        names = dict.fromkeys(port.mask for port in ports if port.mask in inputs)
+        return [inputs[name].bool() for name in names if name is not None]
 
     def _node_called(self, module: nn.Module) -> WatchedNode:
         number = self._calls.get(id(module), 0)
@@ -161,25 +185,22 @@ class Watched:
             if self._is_asking:
                 return
             node = self._node_called(module)
-
-            def add(layer: str, value: Tensor, axis: int, bounds: Bounds | None) -> None:
-                if layer not in node.layers:
-                    node.layers[layer] = Activity(batches, bounds)
-                node.layers[layer].add(value, axis)
-
             main = first_output(output)
             bounds = None if main is None else recorder.last_bounds(main)
-            for name, value, axis in _outputs(node, output):
-                add(name, value, axis, bounds if value is main else None)
+            for name, value, axis, port in _outputs(node, output):
+                masks = self._masks(node, [port] if port else [])
+                activity = node.activity(name, batches, bounds if value is main else None)
+                activity.add(_without_padding(value, axis, masks), axis)
             hidden = recorder.take(main)
             if isinstance(module, PerceptionBlock) and _says_hidden_values(module):
                 self._is_asking = True  # it may call the block
-                for layer, value in module.hidden_values(arguments).items():
-                    add(layer, value, -1, None)
+                said = module.hidden_values(arguments)
                 self._is_asking = False
-                return
+                hidden = [HiddenValue(layer, value) for layer, value in said.items()]
+            masks = self._masks(node, node.in_ports)
             for each in hidden:
-                add(each.layer, each.value, each.axis, each.bounds)
+                activity = node.activity(each.layer, batches, each.bounds)
+                activity.add(_without_padding(each.value, each.axis, masks), each.axis)
 
         return after
 
@@ -189,8 +210,18 @@ def _says_hidden_values(block: PerceptionBlock) -> bool:
     return type(block).hidden_values is not PerceptionBlock.hidden_values
 
 
-def _outputs(node: WatchedNode, output: Any) -> Iterator[tuple[str, Tensor, int]]:
-    """The outputs of a node that are numbers: name, value and the axis of its units."""
+def _without_padding(value: Tensor, axis: int, masks: Iterable[Tensor]) -> Tensor:
+    """The real elements of ``value`` by the first of ``masks`` that covers its leading axes."""
+    for mask in masks:
+        if mask.dim() <= value.dim() + axis and value.shape[: mask.dim()] == mask.shape:
+            return value[mask]
+    return value
+
+
+def _outputs(
+    node: WatchedNode, output: Any
+) -> Iterator[tuple[str, Tensor, int, Port | None]]:
+    """The outputs of a node that are numbers: name, value, the axis of its units, and its Port if that is known."""
     if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping):
         output = output[0]  # beside it a state
     if isinstance(output, Mapping):  # a network of a user's class
@@ -203,8 +234,9 @@ def _outputs(node: WatchedNode, output: Any) -> Iterator[tuple[str, Tensor, int]
         ports = dict(zip(names, node.ports.values()))
     for name, value in named.items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            rank = len(ports[name].shape) if name in ports else 1
-            yield name, value if rank else value.unsqueeze(-1), _axis(node.module, rank)
+            port = ports.get(name)
+            rank = 1 if port is None else len(port.shape)
+            yield name, value if rank else value.unsqueeze(-1), _axis(node.module, rank), port
 
 
 def _axis(module: nn.Module, rank: int) -> int:
@@ -249,7 +281,7 @@ def _nodes(path: str, module: nn.Module, ports: Mapping[str, Port]) -> Iterator[
             if isinstance(inner, InferenceBlock | EnsembleBlock):
                 yield from _nodes(below, inner, {})
             else:
-                yield WatchedNode(below, inner, built.out_ports)
+                yield WatchedNode(below, inner, built.out_ports, built.in_ports, module)
     else:
         networks = list(_inside(module))
         for name, network in networks:

@@ -97,16 +97,23 @@ class ProgressLog:
         self._begun = (step, training)
 
     def close_row(self, step: int, seconds: float, training: float) -> dict[str, float] | None:
-        """Make a row of what has been added since the last; None where no step has been made since."""
+        """Make a row of what has been added since the last, and return it.
+
+        Where no step has been made since, the numbers complete the last row and are returned; None without any.
+        """
         begun, at = self._begun or (0, 0.0)
+        numbers = {name: fmean(values) for name, values in self._waiting.items()}
         if step <= begun:
-            return None
+            if not (numbers and self.rows and self.rows[-1]["step"] == step):
+                return None
+            self._waiting = {}
+            self.rows[-1] |= numbers
+            return {"step": step, **numbers}
         speed = (step - begun) / max(training - at, 1e-9)
         row: dict[str, float] = {"step": step, "seconds": seconds, "steps_per_second": speed}
-        row |= {name: fmean(values) for name, values in self._waiting.items()}
-        self.rows.append(row)
+        self.rows.append(row | numbers)
         self._waiting, self._begun = {}, (step, training)
-        return row
+        return self.rows[-1]
 
     @property
     def names(self) -> list[str]:

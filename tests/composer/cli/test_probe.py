@@ -141,6 +141,10 @@ def test_with_colors_what_is_worse_is_red(capsys, monkeypatch):
             "composer probe: --draw: 'foo' is not a format of diagrams; there is dot, html, mermaid, pdf, png, svg\n",
         ),
         (
+            "agent.yaml --draw out.svg --json ./out.svg",
+            "composer probe: --json and --draw are the same file, 'out.svg'\n",
+        ),
+        (
             "agent.yaml --steps 5 --json nowhere/out.json",
             "composer probe: 'nowhere/out.json' cannot be written: there is no folder 'nowhere'\n",
         ),

@@ -110,3 +110,17 @@ def test_a_single_number_is_one_unit_and_nothing_has_no_numbers():
     empty = Activity(1)
     empty.add(torch.zeros(0, 3))
     assert empty.measured() is None
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_what_is_not_finite_is_told_and_not_counted_as_alive(wrong, batches):
+    x = torch.ones(6, 4)
+    x[1, 2] = wrong
+    x[:, 3] = 0.0
+    got = measured(x, batches=batches)
+    assert not math.isfinite(got.mean)
+    assert not math.isfinite(got.high)
+    assert math.isnan(got.low) == math.isnan(wrong)
+    assert math.isnan(got.dormant)
+    assert (got.dead, got.srank) == (0.25, 0)

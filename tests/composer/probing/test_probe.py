@@ -390,14 +390,84 @@ def test_long_plays_are_replayed_in_batches(env):
     ]
 
 
+def latent(part):
+    return part.network.module.get_submodule("latent")
+
+
+@pytest.mark.parametrize("factor", [float("nan"), 1e15, 1e30])
+def test_weights_that_exploded_are_worse_and_have_the_deepest_color(env, factor):
+    model = composer.compose(PLAIN + CRITIC, env=env, seed=0)
+    with torch.no_grad():
+        latent(model.critic).linears[0].weight.mul_(factor)
+        latent(model.critic).linears[0].bias.fill_(factor)
+        model.critic.network.module.get_submodule("heads.value").linear.weight.mul_(factor)
+    result = probe(model, env, 16)
+    assert all("gradient_norm" in node.worse for node in result.outputs if node.path == "critic/heads/value")
+    assert not any(node.worse for node in result.nodes if node.path.startswith("policy"))
+    for color in ("dormant", "rank", "gradient", "time"):
+        heats = [box.heat or 0.0 for box in result.picture(color).boxes.values()]
+        assert all(0.0 <= heat <= 1.0 for heat in heats)
+        if color == "gradient":
+            assert max(heats) == 1.0
+    if factor != factor:
+        value = result["critic/heads/value"]
+        assert {"dormant", "srank", "gradient_norm"} <= {*value.worse}
+        assert "nan (was 0.0%)" in str(result)
+        json.dumps(result.to_json(), allow_nan=False)
+
+
+def padded(steps, seed=0):
+    """An environment of sets of 1 to 5 elements, and all elements that were observed."""
+
+    class Sets(gymnasium.Env):
+        observation_space = spaces.Sequence(spaces.Box(-1, 1, (3,), np.float32), stack=True)
+        action_space = spaces.Discrete(2)
+        lengths = np.random.default_rng(seed).integers(1, 6, steps)
+        elements: list[np.ndarray] = []
+
+        def observation(self):
+            count = self.lengths[len(self.elements) % steps]
+            self.elements.append(np.random.default_rng(len(self.elements)).normal(size=(count, 3)))
+            return self.elements[-1].astype(np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            self.elements = []
+            return self.observation(), {}
+
+        def step(self, action):
+            return self.observation(), float(action), False, False, {}
+
+    return Sets()
+
+
+def test_padding_of_sets_does_not_count():
+    spec = (
+        "version: 1\npolicy: {graph: {bits: {block: dense, in: observation, hidden_units: [6, 4], each: 1}, "
+        "latent: {block: deep_set, in: bits, hidden_units: 5}}, heads: {in: latent}}"
+    )
+    env = padded(20)
+    model = composer.compose(spec, env=env, seed=0)
+    with torch.no_grad():
+        model.policy.network.module.get_submodule("bits").linears[0].bias.fill_(0.5)
+    result = probe(model, env, 20, baseline=False)
+    bits = model.policy.network.module.get_submodule("bits")
+    x = torch.tensor(np.concatenate(env.elements[:20])).float()
+    inner = bits.linears[0](x).relu()
+    (seen,) = [n for n in result.nodes if (n.path, n.layer) == ("policy/bits", "linears.0")]
+    for node, values in ((result["policy/bits"], bits(x)), (seen, inner)):
+        assert node.mean == pytest.approx(values.mean().item(), rel=1e-5)
+        assert node.std == pytest.approx(values.std(correction=0).item(), rel=1e-5)
+        assert node.dead == (values == 0).all(0).double().mean().item()
+
+
 # --- what cannot be probed ---
 
 
 class Fails(gymnasium.Env):
     observation_space, action_space = spaces.Box(-1, 1, (4,)), spaces.Discrete(2)
 
-    def __init__(self, after=3, reward=1.0):
-        self.after, self.reward = after, reward
+    def __init__(self, after=3, reward=1.0, shape=(4,)):
+        self.after, self.reward, self.shape = after, reward, shape
 
     def reset(self, *, seed=None, options=None):
         self.steps = 0
@@ -407,7 +477,7 @@ class Fails(gymnasium.Env):
         self.steps += 1
         if self.steps > self.after:
             raise RuntimeError("the simulator is gone")
-        return np.zeros(4, np.float32), self.reward, False, False, {}
+        return np.zeros(self.shape, np.float32), self.reward, False, False, {}
 
 
 def refused(model, env, *, message, **options):
@@ -419,6 +489,10 @@ def test_what_is_given_wrongly_is_told(env):
     model = composer.compose(PLAIN, env=env, seed=0)
     refused(model, env, steps=0, message="steps must be a positive integer, got 0")
     refused(model, env, steps=1.5, message="steps must be a positive integer, got 1.5")
+    refused(model, env, seed=-1, message="seed must be an integer of 0 or more, got -1")
+    refused(model, env, seed=1.5, message="seed must be an integer of 0 or more, got 1.5")
+    refused(model, env, tau=-1, message="tau must be a number of 0 or more, got -1")
+    refused(model, env, tau=float("nan"), message="tau must be a number of 0 or more, got nan")
     refused(model, None, message="probe acts in an environment: probe(model, env)")
     refused(nn.Linear(1, 1), env, message="probe takes a Model, got a Linear")
     meta = composer.compose(PLAIN, env=env, device="meta", seed=0)
@@ -461,3 +535,56 @@ def test_an_environment_that_fails_is_told_with_the_step():
     result = probe(model, Fails(), steps=3)
     assert result.returns == ()
     assert "0 episodes" not in str(result)
+
+
+def test_a_model_that_cannot_act_is_told_with_the_step_and_the_weight():
+    model = composer.compose(PLAIN, env=Fails(), seed=0)
+    refused(
+        model,
+        Fails(shape=(5,)),
+        message="the model cannot act in step 2: observation 'observation' has shape (5,), expected (..., 4)",
+    )
+    with torch.no_grad():
+        latent(model.policy).linears[1].weight[0] = float("nan")
+    refused(
+        model,
+        Fails(),
+        message="the model cannot act in step 1: the logits of action 'action' are NaN or infinite at index (0,); "
+        "look for NaN in the observations, the state and the weights; the weight 'policy.latent.linears.1.weight' is "
+        "NaN or infinite",
+    )
+
+
+class Reuses(gymnasium.Env):
+    """Fills one array again and again; episodes of 8 steps."""
+
+    observation_space, action_space = spaces.Box(-9, 9, (4,)), spaces.Discrete(2)
+
+    def __init__(self, reward=0.0):
+        self.seen, self.reward = np.zeros(4, np.float32), reward
+
+    def reset(self, *, seed=None, options=None):
+        self.seen[:] = 0.0
+        return self.seen, {}
+
+    def step(self, action):
+        self.seen += 1.0
+        return self.seen, self.reward, bool(self.seen[0] == 8), False, {}
+
+
+def test_an_array_that_an_environment_fills_again_is_copied_and_all_episodes_count():
+    model = composer.compose(PLAIN, env=Reuses(), seed=0)
+    result = probe(model, Reuses(reward=0.5), 16)
+    x = torch.arange(8.0).repeat(2)[:, None].expand(16, 4)
+    assert result["policy/latent"].mean == pytest.approx(latent(model.policy)(x).mean().item())
+    assert result.returns == (4.0, 4.0)
+    assert result.notes == ()
+
+
+def test_equal_returns_are_told_as_they_give_no_gradient():
+    model = composer.compose(PLAIN, env=Reuses(), seed=0)
+    result = probe(model, Reuses(), 16)
+    assert result["policy/latent"].gradient_norm == 0.0
+    assert result.notes == (
+        "every step has the same return: the policy has no gradient, whatever its weights",
+    )

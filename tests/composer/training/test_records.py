@@ -137,6 +137,12 @@ def test_rows_of_progress_are_means_over_enough_steps():
     assert log.add(40, 4.0, 3.0, None) is None  # its numbers come less often than its steps
     assert log.close_row(40, 4.0, 3.0) == {"step": 40, "seconds": 4.0, "steps_per_second": 28.0}
     assert log.close_row(40, 5.0, 4.0) is None
+    log.note({"probe/dead": 0.5})  # numbers that come when the row of their step is complete
+    assert log.close_row(40, 6.0, 4.0) == {"step": 40, "probe/dead": 0.5}
+    assert log.rows[-1] == {
+        "step": 40, "seconds": 4.0, "steps_per_second": 28.0, "probe/dead": 0.5,
+    }  # fmt: skip
+    assert log.close_row(40, 7.0, 4.0) is None
 
 
 def test_a_trainer_without_numbers_has_rows_of_its_speed():
