@@ -22,10 +22,10 @@ class NodeProbe:
 
     ``dead`` is the share of units that were 0 in every sample; ``dormant`` the share whose mean size is at most tau
     times the mean over the layer (Sokar et al., 2023, The Dormant Neuron Phenomenon in Deep Reinforcement Learning,
-    arXiv:2302.12902), NaN where values are not finite; ``saturated`` the share of values within 0.01 of a bound of tanh, sigmoid and the like, None of
-    other activations; ``srank`` the number of singular values that make 99 % of their sum (Kumar et al., 2021,
-    Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning, arXiv:2010.14498), of at most
-    2,048 samples.
+    arXiv:2302.12902), NaN where values are not finite; ``saturated`` the share of values within 0.01 of a bound of
+    tanh, sigmoid and the like, None of other activations; ``srank`` the number of singular values that make 99 % of
+    their sum (Kumar et al., 2021, Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning,
+    arXiv:2010.14498), of at most 2,048 samples.
 
     ``weight_norm`` and ``gradient_norm`` are of all weights of the node, or of the layer; the gradient is of a policy
     gradient with the error of the value. ``time_share`` is the node's part of the time of a step of policy and critic,
