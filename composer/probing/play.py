@@ -121,7 +121,9 @@ def played(model: Model, env: Any, steps: int, seed: int) -> Played:
         if first:
             with _told(result, "begins an episode"):
                 observations = game.begin(seed if step == 0 else None)
-        observations = copy.deepcopy(observations)  # some environments fill one array again and again
+        observations = copy.deepcopy(
+            observations
+        )  # some environments fill one array again and again
         resets = _resets(policy, observations, first, present)
         mask = copy.copy(game.mask())
         with _explained(model, step + 1):

@@ -218,9 +218,7 @@ def _without_padding(value: Tensor, axis: int, masks: Iterable[Tensor]) -> Tenso
     return value
 
 
-def _outputs(
-    node: WatchedNode, output: Any
-) -> Iterator[tuple[str, Tensor, int, Port | None]]:
+def _outputs(node: WatchedNode, output: Any) -> Iterator[tuple[str, Tensor, int, Port | None]]:
     """The outputs of a node that are numbers: name, value, the axis of its units, and its Port if that is known."""
     if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping):
         output = output[0]  # beside it a state

@@ -402,7 +402,11 @@ def test_weights_that_exploded_are_worse_and_have_the_deepest_color(env, factor)
         latent(model.critic).linears[0].bias.fill_(factor)
         model.critic.network.module.get_submodule("heads.value").linear.weight.mul_(factor)
     result = probe(model, env, 16)
-    assert all("gradient_norm" in node.worse for node in result.outputs if node.path == "critic/heads/value")
+    assert all(
+        "gradient_norm" in node.worse
+        for node in result.outputs
+        if node.path == "critic/heads/value"
+    )
     assert not any(node.worse for node in result.nodes if node.path.startswith("policy"))
     for color in ("dormant", "rank", "gradient", "time"):
         heats = [box.heat or 0.0 for box in result.picture(color).boxes.values()]
