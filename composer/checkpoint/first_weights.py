@@ -145,10 +145,12 @@ def read_mapping(
 
 
 def is_plain(value: object) -> TypeGuard[Tensor]:
-    """Whether it is a tensor with numbers of its own."""
+    """Whether it is a tensor with numbers of its own, no fewer than its shape says."""
     if not isinstance(value, Tensor) or value.is_quantized:
         return False
-    return value.layout == torch.strided and value.device.type == "cpu"
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 # --- which tensor goes where ---

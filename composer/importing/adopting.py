@@ -38,11 +38,16 @@ class _Statistics:
 
     def moments(self, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         """Mean, variance and count, the variance such that our division is theirs."""
-        wide = {key: tensors[f"{name}.{key}"].double() for key in (self.mean, self.variance)}
-        deviation = (wide[self.variance] + self.to_variance).sqrt() + self.to_deviation
+        mean, variance = (tensors[f"{name}.{key}"] for key in (self.mean, self.variance))
         count = tensors.get(f"{name}.{self.count}", torch.zeros(()))
+        is_real = not any(tensor.is_complex() for tensor in (mean, variance, count))
+        if not is_real or count.numel() != 1 or not count.isfinite().all():
+            raise CheckpointError(
+                f"{name!r} holds no running statistics: real numbers, and how many they are of"
+            )
+        deviation = (variance.double() + self.to_variance).sqrt() + self.to_deviation
         return {
-            "mean": wide[self.mean],
+            "mean": mean.double(),
             "var": (deviation.square() - _EPSILON).clamp_min(0.0),
             "count": count.double().round().to(torch.int64).reshape(()),
         }
@@ -225,7 +230,8 @@ class _Adoption:
         wrong = [self.origins.get(n, n) for n, tensor in self.adopted.items() if has_nan(tensor)]
         if wrong:
             raise CheckpointError(
-                f"the weights are NaN at {few_of(wrong)}: their training has failed; take those of an earlier step"
+                f"the weights are NaN at {few_of(dict.fromkeys(wrong))}: their training has failed; take those of an "
+                "earlier step"
             )
 
 

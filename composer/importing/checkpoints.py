@@ -21,6 +21,7 @@ from composer.importing.sb3_spaces import bounds_of
 __all__ = ["ForeignWeights", "read_checkpoint"]
 
 MOST_LEVELS = 8  # of mappings in mappings
+MOST_VALUES = 100_000  # in all of them together
 _FIRST_OF_Q = re.compile(r"critic(_target)?\.qf\d+\.0\.weight")
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module
 _OPTIMIZER = {"state", "param_groups"}  # the keys of its state
@@ -47,7 +48,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> ForeignWeights:
     if not start.startswith((ZIP, PICKLE)):
         return ForeignWeights(read_safetensors(name))
     weights = ForeignWeights()
-    _collect(read_mapping(name, name, numpy=True), "", weights, MOST_LEVELS)
+    _collect(read_mapping(name, name, numpy=True), weights)
     if not weights.tensors:
         raise CheckpointError(f"{name!r} holds no tensors")
     return weights
@@ -86,13 +87,22 @@ def _of_agent(archive: Sb3Archive) -> dict[str, Tensor]:
     return tensors
 
 
-def _collect(value: object, name: str, weights: ForeignWeights, levels: int) -> None:
-    """Put the tensors in ``value``, which is called ``name``, into ``weights``."""
-    if is_plain(value):
-        weights.tensors[name] = value
-    elif isinstance(value, Mapping) and levels and not value.keys() >= _OPTIMIZER:
-        for key, inner in value.items():
-            key = str(key).replace(_COMPILED, "")
-            _collect(inner, f"{name}.{key}" if name else key, weights, levels - 1)
-    else:
-        weights.others.append(name)
+def _collect(value: object, weights: ForeignWeights) -> None:
+    """Put the tensors in ``value`` into ``weights``, in its order."""
+    waiting = [("", value, MOST_LEVELS)]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return
+        name, value, levels = waiting.pop()
+        if isinstance(value, Mapping) and levels and not value.keys() >= _OPTIMIZER:
+            keys = [str(key).replace(_COMPILED, "") for key in value]
+            names = [f"{name}.{key}" if name else key for key in keys]
+            inner = [(n, v, levels - 1) for n, v in zip(names, value.values(), strict=True)]
+            waiting += reversed(inner)
+        elif is_plain(value):
+            weights.tensors[name] = value
+        elif isinstance(value, Tensor):
+            raise CheckpointError(f"the tensor {name!r} has fewer numbers than its shape says")
+        else:
+            weights.others.append(name)
+    raise CheckpointError(f"it holds more than {MOST_VALUES:,} values, too many for a checkpoint")

@@ -91,7 +91,7 @@ def _training(top: Taken, settings: Taken) -> list[Path]:
 
 
 def _fill_in(out: Imported, settings: Taken, trainer: str) -> None:
-    units, layers = settings.whole("hidden_units", 128), settings.whole("num_layers", 2)
+    units, layers = settings.whole("hidden_units", 128), settings.layers("num_layers", 2)
     trunk = {"block": "dense", "hidden_units": [units] * layers, "activation": "silu"}
     template: dict[str, Any] = {"trunk": trunk}
     if settings.has("memory"):

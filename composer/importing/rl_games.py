@@ -312,7 +312,7 @@ class _Reader:
             raise rnn.refusal("name", f"there is no memory {name!r}{hint(name, ['lstm', 'gru'])}")
         if concat_input:
             nodes.concat("memory_input", [nodes.last, features])
-        units, layers = rnn.whole("units"), rnn.whole("layers")
+        units, layers = rnn.whole("units"), rnn.layers("layers")
         nodes.add("memory", name, hidden_units=units, num_layers=layers if layers > 1 else None)
         for index in range(layers):
             nodes.weigh(f"memory.layers.{index}", f"{there}rnn.rnn#{index}")

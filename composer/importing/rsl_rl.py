@@ -210,7 +210,7 @@ class _Reader:
                 "rnn_type", f"there is no memory {kind!r}{hint(kind, ['lstm', 'gru'])}"
             )
         size = "rnn_hidden_size" if taken.has("rnn_hidden_size") else "rnn_hidden_dim"
-        layers = taken.whole("rnn_num_layers", 1)
+        layers = taken.layers("rnn_num_layers", 1)
         nodes.add(
             "memory",
             kind,

@@ -8,7 +8,7 @@ from typing import Any
 from composer.importing.imported import Imported
 from composer.importing.nodes import ACTION, OBSERVATION, Nodes
 from composer.importing.sb3_policies import ACTIVATIONS, ALGORITHMS, EXTRACTORS, Agent, last_name
-from composer.importing.taken import Taken
+from composer.importing.taken import MOST_LAYERS, Taken
 from perception_blocks.words import describe, hint
 
 __all__ = ["fill_in"]
@@ -100,8 +100,8 @@ class _Reader:
         return (units, [], []) if self.agent.shares_first else ([], units, units)
 
     def _wholes(self, value: object) -> list[int]:
-        is_sizes = isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
-        if not isinstance(value, list) or not is_sizes:
+        is_short = isinstance(value, list) and len(value) <= MOST_LAYERS
+        if not is_short or not all(type(size) is int and size > 0 for size in value):
             critic = "vf" if self.algorithm.actor == "actor_critic" else "qf"
             reason = (
                 f"must be a list of sizes, or {{pi: [...], {critic}: [...]}}, got {describe(value)}"
@@ -167,7 +167,7 @@ class _Reader:
             nodes.dense(name, units, self.activation, names)
 
     def _memory(self, nodes: Nodes, there: str) -> None:
-        layers = self.kwargs.whole("n_lstm_layers", 1)
+        layers = self.kwargs.layers("n_lstm_layers", 1)
         units = self.kwargs.whole("lstm_hidden_size", 256)
         own = {"init": "default"} if self.is_orthogonal else {}
         more = {"num_layers": layers} if layers > 1 else {}
@@ -241,7 +241,7 @@ class _Reader:
         shares = [policy.last] if has_weights and self.shares else []
         self._latent(policy, self.policy_units, layers)
         self._write("policy", policy, head, None, shares)
-        count = self.kwargs.whole("n_critics", self.algorithm.critics)
+        count = self.kwargs.layers("n_critics", self.algorithm.critics)
         before = len(self.out.weights)
         if shares:
             critic.last = shares[0]
@@ -275,7 +275,7 @@ class _Reader:
         if self.algorithm.actor == "actor_critic":
             self.out.spec["critic"] = critic
         elif self.algorithm.actor != "dqn":
-            count = self.kwargs.whole("n_critics", self.algorithm.critics)
+            count = self.kwargs.layers("n_critics", self.algorithm.critics)
             kind = {"kind": "state_action", **({"ensemble": count} if count > 1 else {})}
             self.out.spec["critic"] = {**kind, **critic}
 

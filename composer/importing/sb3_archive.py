@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from composer.errors import Position, Problem, SpecError
 from composer.source.files import display_name
+from composer.source.values import MAX_SIZE
 from perception_blocks.words import describe
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Sb3Archive:
     def data(self) -> dict[str, Any]:
         """The JSON that describes the agent; pickles in it stay texts. Raises SpecError."""
         text = self._part(DATA)
+        if text.count(b",") > MAX_SIZE:
+            raise self.refusal(f"{DATA!r} in it has more than {MAX_SIZE:,} values")
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:

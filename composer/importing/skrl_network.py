@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from composer.importing.nodes import OBSERVATION, Nodes
-from composer.importing.taken import Taken
+from composer.importing.taken import MOST, Taken
 from perception_blocks.words import describe, hint
 
 __all__ = ["Containers"]
@@ -302,7 +302,7 @@ def _sizes(
 
 def _size(value: object, key: str, least: int) -> int:
     is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if not is_whole or isinstance(value, bool) or not least <= value < 2**31:  # type: ignore[operator]
+    if not is_whole or isinstance(value, bool) or not least <= value <= MOST:  # type: ignore[operator]
         raise ValueError(f"{key!r} is a whole number of at least {least}, got {describe(value)}")
     return int(value)  # type: ignore[call-overload]
 

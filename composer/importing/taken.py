@@ -9,9 +9,12 @@ from composer.errors import Path, Problem, SpecError, format_path
 from composer.source.values import Located, plain
 from perception_blocks.words import cut, describe
 
-__all__ = ["CLASS", "Code", "Taken"]
+__all__ = ["CLASS", "MOST", "MOST_LAYERS", "Code", "Taken"]
 
 CLASS = "__class__"  # the key under which a class or a call of a Python file says its name
+
+MOST = 2**31 - 1  # of a number
+MOST_LAYERS = 1_000
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -24,9 +27,10 @@ class Code(str):
 class Taken(Mapping[str, Any]):
     """A mapping of a file that notes which of its keys were asked for, at any depth.
 
-    Mappings in it, also those in lists, are `Taken` themselves. `text`, `flag`, `number`, `whole`, `wholes`, `below`
-    and `entries` also check what they return; a key that is absent or null has its ``default``, and is needed where
-    there is none. They raise SpecError with the place and the path of the key. ``in`` and ``len`` ask for nothing.
+    Mappings in it, also those in lists, are `Taken` themselves. `text`, `flag`, `number`, `whole`, `layers`, `wholes`,
+    `below` and `entries` also check what they return; a key that is absent or null has its ``default``, and is needed
+    where there is none. They raise SpecError with the place and the path of the key. ``in`` and ``len`` ask for
+    nothing.
 
     >>> from composer.source.values import from_python
     >>> net = Taken(from_python({"mlp": {"units": [64], "d2rl": False}, "cnn": None}))
@@ -108,15 +112,22 @@ class Taken(Mapping[str, Any]):
     def number(self, key: str, default: float | None = None) -> float:
         return self._checked(key, default, "a number", _is_number, float)
 
-    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
-        what = f"a whole number of at least {least}"
-        return self._checked(key, default, what, lambda v: _is_whole(v, least), int)
+    def whole(self, key: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
+        what = f"a whole number of at least {least}" + (
+            f" and at most {most}" if most < MOST else ""
+        )
+        return self._checked(key, default, what, lambda v: _is_whole(v, least) and v <= most, int)
+
+    def layers(self, key: str, default: int | None = None) -> int:
+        """How many layers or networks there are, each of which has names of its own."""
+        return self.whole(key, default, most=MOST_LAYERS)
 
     def wholes(self, key: str, default: list[int] | None = None, least: int = 1) -> list[int]:
         what = f"a list of whole numbers of at least {least}"
 
         def valid(value: Any) -> bool:
-            return isinstance(value, list) and all(_is_whole(each, least) for each in value)
+            is_short = isinstance(value, list) and len(value) <= MOST_LAYERS
+            return is_short and all(_is_whole(each, least) for each in value)
 
         return self._checked(key, default, what, valid, lambda v: [int(each) for each in v])
 
@@ -204,4 +215,4 @@ def _is_number(value: object) -> bool:
 
 def _is_whole(value: Any, least: int) -> bool:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return whole and not isinstance(value, bool) and least <= value < 2**31
+    return whole and not isinstance(value, bool) and least <= value <= MOST

@@ -271,7 +271,33 @@ def test_statistics_that_are_missing_or_of_another_shape_are_named():
     assert line in report.skipped
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"running_mean": MEAN.to(torch.complex64)},
+        {"count": torch.zeros(2)},
+        {"count": torch.tensor(torch.nan)},
+    ],
+)
+def test_what_is_no_running_statistics_is_refused(wrong):
+    model = composer.compose(NORMALIZED, **VECTOR)
+    statistics = {"running_mean": MEAN, "running_var": VAR, "count": torch.tensor(9.0), **wrong}
+    tensors = {f"stats.{name}": tensor for name, tensor in statistics.items()}
+    with pytest.raises(CheckpointError) as caught:
+        composer.adopt_weights(model, tensors, [("policy.normalizers.observation", "stats")])
+    message = "'stats' holds no running statistics: real numbers, and how many they are of"
+    assert str(caught.value) == message
+
+
 # --- files ---
+
+
+def same_below(width, levels):
+    """Mappings, each of which holds the same one many times: few bytes, and very many names."""
+    below: object = torch.zeros(1)
+    for _ in range(levels):
+        below = {str(number): below for number in range(width)}
+    return below
 
 
 class Hostile:
@@ -353,6 +379,11 @@ def test_a_safetensors_file_is_read_as_well(tmp_path):
         ({"epoch": 1}, "'last.pth' holds no tensors"),
         (b"PK\x03\x04 and no zip", "'last.pth' cannot be read: it is damaged, or no state_dict"),
         (None, "there is no file 'last.pth'"),
+        (
+            {"model": {"a": torch.zeros(1).expand(10**6, 10**6)}},
+            "the tensor 'model.a' has fewer numbers than its shape says",
+        ),
+        (same_below(100, 7), "it holds more than 100,000 values, too many for a checkpoint"),
     ],
 )
 def test_files_that_hold_no_weights(content, message, tmp_path, monkeypatch):

@@ -66,6 +66,26 @@ def test_a_hostile_text_is_a_line_and_nothing_runs(text, file, message, tmp_path
     assert not os.path.exists("ran")
 
 
+MANY = 2**31 - 1
+ACTOR = "{hidden_dims: [4], activation: elu, distribution_cfg: {std_type: log}, class_name: RNNModel, rnn_num_layers: %d}"
+ZOO = "Hopper-v4: {policy: %s, n_timesteps: 9, policy_kwargs: 'dict(%s)'}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "key"),
+    [
+        (f"behaviors: {{W: {{network_settings: {{num_layers: {MANY}}}}}}}", "a.yaml", "W.network_settings.num_layers"),
+        (NET % f"{{units: [4], activation: elu}}, rnn: {{name: gru, units: 4, layers: {MANY}}}", "a.yaml", "rnn.layers"),
+        (f"actor: {ACTOR % MANY}\ncritic: {{hidden_dims: [4]}}\n", "a.yaml", "actor.rnn_num_layers"),
+        (ZOO % ("MlpPolicy", f"n_critics={MANY}"), "sac.yml", "policy_kwargs.n_critics"),
+        (ZOO % ("MlpLstmPolicy", f"n_lstm_layers={MANY}"), "ppo_lstm.yml", "policy_kwargs.n_lstm_layers"),
+    ],
+)  # fmt: skip
+def test_a_number_of_layers_cannot_fill_the_memory(text, file, key, tmp_path):
+    must = "must be a whole number of at least 1 and at most 1000, got the number 2147483647"
+    assert f"{key}: {must}" in refusal(tmp_path, text, file)
+
+
 @pytest.mark.parametrize("name", ["a.yaml", "a.py", "a.zip"])
 def test_a_large_file_is_not_read(name, tmp_path):
     (tmp_path / name).write_bytes(b"a: 1\n" * 2_500_000)

@@ -440,6 +440,7 @@ REFUSED = {
                 "line 1 column 2 (char 1)"),
     "deep": ({"data": b"[" * 100_000}, "agent.zip:1:1: 'data' in it is not JSON: maximum recursion depth exceeded while "
              "decoding a JSON array from a unicode string"),
+    "many": ({"data": b"[" + b"1," * 300_001 + b"1]"}, "agent.zip:1:1: 'data' in it has more than 300,000 values"),
     "list": ({"data": b"[]"}, "agent.zip:1:1: 'data' in it is an empty list, not a mapping"),
     "other policy": (
         {"data": changed(policy_class={"__module__": "sb3_contrib.qrdqn.policies"})},
