@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from composer.build.budget import Budget
@@ -46,12 +47,15 @@ class BuildContext:
 
     def is_broken(self, node: NodeSpec) -> bool:
         """Whether the structure of ``node`` itself is wrong; a node inside of it may be."""
-        depth = len(node.path)
-        return any(
-            path[:depth] == node.path
-            and (node.graph is None or path[depth : depth + 1] != ("graph",))
-            for path in self.broken
-        )
+        around, without_inner_nodes = self._around_broken
+        return node.path in (around if node.graph is None else without_inner_nodes)
+
+    @cached_property
+    def _around_broken(self) -> tuple[frozenset[Path], frozenset[Path]]:
+        """The paths from the top to the broken places, and those of them that do not go on into a graph."""
+        pairs = {(path[:n], path[n : n + 1]) for path in self.broken for n in range(len(path) + 1)}
+        without = (path for path, below in pairs if below != ("graph",))
+        return frozenset(path for path, _ in pairs), frozenset(without)
 
 
 @dataclass

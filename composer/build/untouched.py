@@ -53,9 +53,9 @@ def faults_of_untouched(
 def _broken_places(
     spec: ModelSpec, source: Source, structure: Iterable[Problem]
 ) -> frozenset[Path]:
-    """The places of the problems, and of nodes that refer to params where these are wrong."""
+    """The places of the problems, and of nodes that refer to params where these have wrong values."""
     places = {problem.path for problem in structure}
-    if any(path[:1] == ("params",) for path in places):
+    if any(problem.path[:1] == ("params",) and not problem.key for problem in structure):
         places |= {node.path for node in _all_nodes(spec) if source.refers(node.path)}
     return frozenset(places)
 

@@ -13,7 +13,7 @@ from composer.limits import Limits
 from composer.source.load import load_source
 from composer.spaces.actors import read_actors
 from composer.spaces.lookup import is_by_actor
-from composer.spec.model_spec import of_one_actor
+from composer.spec.model_spec import NodeSpec, of_one_actor
 from composer.spec.read import read_spec
 from composer.summary.rows import flops_of_node
 
@@ -119,6 +119,21 @@ def test_a_broken_node_is_not_built_and_the_others_are_checked():
     (fault,) = [fault for fault in notes.faults if fault[0][2] == "second"]
     assert fault[0] == ("policy", "graph", "second", "hidden_unit")
     assert "did you mean 'hidden_units'?" in fault[1]
+
+
+def test_a_mistake_in_an_inner_node_does_not_break_the_graph_around_it():
+    path = ("policy", "graph", "outer")
+    inner = NodeSpec((*path, "graph", "inner"), "inner", "dense", ("x",))
+    outer = NodeSpec(path, "outer", "graph", {"x": "a"}, graph={"inner": inner})
+
+    def broken(*place):
+        source = load_source(GOOD)
+        given = (source, Problems(source), (), 0, True, Budget(Limits()), frozenset({place}))
+        return [node.name for node in (outer, inner) if BuildContext(*given).is_broken(node)]
+
+    assert broken(*inner.path, "block") == ["inner"]
+    assert broken(*outer.path, "in") == ["outer"]
+    assert broken("policy", "graph") == []
 
 
 class Keeping(SeededConstruction):
