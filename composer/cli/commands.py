@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
 from composer.cli.differences import compared
-from composer.cli.editing import add_lsp_options, run_lsp
 from composer.cli.importing import add_import_options, run_import
 from composer.cli.loading import (
     UserError,
@@ -31,7 +30,9 @@ from composer.cli.loading import (
     load_given,
     model_of_source,
     read_source,
+    write_text,
 )
+from composer.cli.lsp import add_lsp_options, run_lsp
 from composer.cli.options import (
     add_block_options,
     add_diff_options,
@@ -42,17 +43,16 @@ from composer.cli.options import (
     add_schema_options,
     add_spec,
     add_training_options,
-    add_watching_options,
 )
 from composer.cli.probe import add_probe_options, run_probe
 from composer.cli.prove import run_prove
 from composer.cli.run import add_run_options, run_experiment, with_overrides
 from composer.cli.runs import add_compare_options, add_eval_options, model_of, run_compare, run_eval
 from composer.cli.train import run_train, take_config
-from composer.cli.watch import run_watch
+from composer.cli.watch import add_watch_options, run_watch
 from composer.cli.why import add_why_options, run_why
 from composer.errors import RefusedError, SpecError
-from composer.source.files import real_path
+from composer.source.files import as_argument, real_path
 from perception_blocks.words import readable, wrapped
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _init(arguments: argparse.Namespace) -> None:
         return
     if os.path.exists(arguments.output):
         raise UserError(f"{arguments.output!r} is there already; remove it or choose another name")
-    from composer.cli.schema_file import write_spec, write_text
+    from composer.cli.schema_file import write_spec
     from composer.trust import allow_options
 
     if arguments.no_schema:
@@ -217,7 +217,7 @@ def _init(arguments: argparse.Namespace) -> None:
     else:
         written = write_spec(arguments.output, text, arguments.allow)
     options = allow_options(arguments.allow, arguments.env)
-    _say(f"wrote {written}; next: composer check {arguments.output}{options}")
+    _say(f"wrote {written}; next: composer check {as_argument(arguments.output)}{options}")
 
 
 def _start(arguments: argparse.Namespace) -> str:
@@ -493,7 +493,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
     ),
     "watch": (
         _watch,
-        add_watching_options,
+        add_watch_options,
         "show the picture of a spec in the browser, drawn anew whenever a file of it is saved",
     ),
     "export": (

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from composer.cli.loading import UserError, as_user_errors
+from composer.cli.loading import UserError, write_text
 from composer.cli.options import add_allow, add_limit
 from composer.source.files import as_argument
 
@@ -58,7 +57,7 @@ def run_import(arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.output is None:
         yield text.removesuffix("\n")
         return
-    _write(arguments.output, text)
+    write_text(arguments.output, text)
     yield from imported.differences(arguments.verbose)
     yield f"wrote {arguments.output}; next: composer check {as_argument(arguments.output)}{_options(arguments)}"
 
@@ -120,13 +119,6 @@ def _model(arguments: argparse.Namespace, text: str, device: str) -> Model:
         seed=0,
         limits=dict(arguments.limits),
     )
-
-
-def _write(path: str, text: str) -> None:
-    from composer.atomic import WriteError, replace_with
-
-    with as_user_errors(WriteError):
-        replace_with(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
 def _options(arguments: argparse.Namespace) -> str:

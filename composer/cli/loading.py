@@ -1,4 +1,4 @@
-"""What the commands read: specs, checkpoints and experiments as sources, and models of them."""
+"""What the commands read: specs, checkpoints and experiments as sources, and models of them; how they write texts."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ __all__ = [
     "data_of",
     "fill",
     "is_checkpoint",
+    "write_text",
 ]
 
 
@@ -47,6 +48,14 @@ def as_user_errors(*kinds: type[Exception], before: str = "") -> Iterator[None]:
         yield
     except kinds as error:
         raise UserError(f"{before}{error}") from error
+
+
+def write_text(path: str, text: str) -> None:
+    """Write all of a file or nothing. Raises UserError."""
+    from composer.atomic import WriteError, replace_with
+
+    with as_user_errors(WriteError):
+        replace_with(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
 def composed_model(arguments: argparse.Namespace, loaded: Loaded | None = None) -> Model:

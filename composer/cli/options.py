@@ -6,13 +6,11 @@ import argparse
 
 from composer.cli.prove import add_prove_options
 from composer.cli.train import add_train_options
-from composer.cli.watch import add_watch_options
 
 __all__ = [
     "add_init_options",
     "add_spec",
     "add_draw_options",
-    "add_watching_options",
     "add_export_options",
     "add_training_options",
     "add_proof_options",
@@ -50,12 +48,6 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
 def add_draw_options(parser: argparse.ArgumentParser) -> None:
     add_spec(parser)
     _add_out(parser, "png, svg, pdf, html, dot or mmd by its suffix")
-
-
-def add_watching_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="SPEC", help="a spec, or an experiment: a file")
-    add_spec_options(parser)
-    add_watch_options(parser)
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from composer.cli.loading import (
     is_action_model,
     is_checkpoint,
     load_given,
+    write_text,
 )
 from composer.cli.options import OF_RUNS, add_spec_options
 from composer.cli.runs import model_of
@@ -129,11 +130,8 @@ def _model(arguments: argparse.Namespace, environment: str | None) -> tuple[Mode
 def _written(arguments: argparse.Namespace, result: Probe) -> Iterator[str]:
     """Write the files that are asked for."""
     if arguments.json is not None:
-        from composer.atomic import WriteError, replace_with
-
         text = json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n"
-        with as_user_errors(WriteError):
-            replace_with(arguments.json, lambda name: Path(name).write_text(text, encoding="utf-8"))
+        write_text(arguments.json, text)
         yield f"wrote {arguments.json}"
     if arguments.draw is not None:
         with as_user_errors(ValueError):

@@ -7,10 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from composer.atomic import WriteError, replace_with
-from composer.cli.loading import UserError, as_user_errors
+from composer.cli.loading import UserError, write_text
 
-__all__ = ["MODELINE", "NAME", "schema_text", "write_schema", "write_spec", "write_text"]
+__all__ = ["MODELINE", "NAME", "schema_text", "write_schema", "write_spec"]
 
 NAME = "spec.schema.json"
 MODELINE = f"# yaml-language-server: $schema={NAME}\n"
@@ -21,12 +20,6 @@ def schema_text(allow: Sequence[str]) -> str:
     from composer.reference.schema import json_schema
 
     return json.dumps(json_schema(allow), indent=2)
-
-
-def write_text(path: str, text: str) -> None:
-    """Write all of a file or nothing."""
-    with as_user_errors(WriteError):
-        replace_with(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
 def write_schema(path: str, allow: Sequence[str]) -> None:

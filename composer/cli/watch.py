@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from composer.cli.loading import UserError, is_checkpoint
+from composer.cli.options import add_spec_options
 from composer.source.files import is_regular, near_file
 from perception_blocks.registry import MissingExtraError, needs_extra
 
@@ -25,6 +26,8 @@ ENDING = 1.0  # seconds for a look that is given up
 
 def add_watch_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("file", metavar="SPEC", help="a spec, or an experiment: a file")
+    add_spec_options(parser)
     text = "the port on this machine at which the page is (default: any that is free)"
     add("--port", metavar="N", type=_port, default=0, help=text)
     add(

@@ -66,7 +66,7 @@ composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
 composer.dataflow: balance samples context packing optimization decoding models interfaces sft preference generation policy_gradient ppo timeouts rewards rows tokenizers classifier datasets text_datasets experiment model_entries call_graph call_spec model_building schedule written run_log run_folder local overview cluster text_files experiments worker on_ray running | torch numpy gymnasium matplotlib ray transformers tokenizers
 composer.editor: fixes cursor choices names space_process environments given module_cache facts memory mend analysis asked_node why watch_look watch_files watch_opener watch_state watch_server completion places client_settings worker diagnostics described documents server features | torch starlette uvicorn watchfiles pygls lsprotocol
-composer.cli: ctrl_c write_out train runs prove run loading watch options editing importing why probe differences schema_file commands | gymnasium
+composer.cli: ctrl_c write_out train runs prove run loading options lsp watch importing why probe differences schema_file commands | gymnasium
 composer: __main__ |
 """
 # Their libraries do not go together with the others, and are not installed here.

@@ -1,4 +1,4 @@
-"""The commands for editors: `composer lsp`."""
+"""`composer lsp`: a language server for editors."""
 
 from __future__ import annotations
 
