@@ -160,7 +160,7 @@ class _Reader:
         owner = self.net.below("space")
         linear = f"policy.heads.{ACTION}.linear"
         if self.space != "continuous":
-            owner.ask(self.space)
+            owner.get(self.space)  # whose value says nothing
             is_one = self.space == "discrete"
             family = "categorical" if is_one else "multi_categorical"
             self.out.spec["distributions"] = [{"action": ACTION, "distribution": family}]
@@ -202,8 +202,8 @@ class _Reader:
         if not box.has(key):
             return
         name = box.below(key).text("name", "default")
-        box.ask(key)
         if name != "default":
+            box.ask(key)
             self.out.note(
                 f"{box.name(key)}: the head of mean and log_std has one initialiser here, not {name!r}"
             )

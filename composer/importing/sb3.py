@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from composer.importing.imported import Imported
 from composer.importing.nodes import ACTION, OBSERVATION, Nodes
@@ -100,8 +100,7 @@ class _Reader:
         return (units, [], []) if self.agent.shares_first else ([], units, units)
 
     def _wholes(self, value: object) -> list[int]:
-        is_short = isinstance(value, list) and len(value) <= MOST_LAYERS
-        if not is_short or not all(type(size) is int and size > 0 for size in value):
+        if not _are_sizes(value):
             critic = "vf" if self.algorithm.actor == "actor_critic" else "qf"
             reason = (
                 f"must be a list of sizes, or {{pi: [...], {critic}: [...]}}, got {describe(value)}"
@@ -113,20 +112,25 @@ class _Reader:
 
     def _features(self, nodes: Nodes, there: str) -> bool:
         """Append what the features extractor called ``there`` does; whether it has weights."""
-        sizes = {"NatureCNN": ("features_dim", 512), "CombinedExtractor": ("cnn_output_dim", 256)}
-        units = 0
-        if self.extractor in sizes:
-            key, units = sizes[self.extractor]
-            if self.kwargs.has("features_extractor_kwargs"):
-                given = self.kwargs.below("features_extractor_kwargs")
-                units = given.whole(key, units)
-                given.ask("normalized_image")
+        units = self._units_of_images()
         if self.extractor == "NatureCNN":
             self._cnn(nodes, "image", _FEATURES, OBSERVATION, there, units)
             return True
         if self.agent.seen is None:
             return False
         return self._known(nodes, there, units)
+
+    def _units_of_images(self) -> int:
+        """How many features an image has; 0 where it is flattened."""
+        sizes = {"NatureCNN": ("features_dim", 512), "CombinedExtractor": ("cnn_output_dim", 256)}
+        if self.extractor not in sizes:
+            return 0
+        key, units = sizes[self.extractor]
+        if self.kwargs.has("features_extractor_kwargs"):
+            given = self.kwargs.below("features_extractor_kwargs")
+            units = given.whole(key, units)
+            given.ask("normalized_image")
+        return units
 
     def _known(self, nodes: Nodes, there: str, units: int) -> bool:
         """Append a node for each observation that is not a vector yet, and join them; whether one has weights."""
@@ -266,8 +270,10 @@ class _Reader:
                 "its observations are not known here, and a template has no layers after a memory"
             )
             raise self.kwargs.refusal(None, reason)
-        self.kwargs.ask("features_extractor_kwargs")
-        self.out.note("MultiInputPolicy: a template; an image has 512 features here, and 256 there")
+        units = self._units_of_images()
+        self.out.note(
+            f"MultiInputPolicy: a template; an image has 512 features here, and {units} there"
+        )
         policy, critic = (self._template(u) for u in (self.policy_units, self.critic_units))
         if self.shares:
             policy["shares"] = [_FEATURES]
@@ -350,6 +356,12 @@ class _Reader:
             "tanh after it, so that weights of an agent cannot be taken over"
         )
         return rule
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    if not isinstance(value, list) or len(value) > MOST_LAYERS:
+        return False
+    return all(type(size) is int and size > 0 for size in value)
 
 
 def _of_each(pairs: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:

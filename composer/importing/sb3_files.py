@@ -34,6 +34,7 @@ _LIBRARIES = ("stable_baselines3", "sb3_contrib")
 _CLASS = re.compile(r"<function (\w+)\.__init__ ")  # in the text of a class that the file pickles
 _PYTHON = ("policy_kwargs", "normalize")  # keys of the zoo that hold Python in a text
 _OPTIMIZER = ("optimizer_class", "optimizer_kwargs")  # keys of policy_kwargs about training
+_OF_REWARDS = ("norm_reward", "clip_reward", "gamma", "training")  # of VecNormalize
 _NETWORK = ("policy", "policy_kwargs", "use_sde", "normalize", "env_wrapper", "frame_stack")
 _NETWORK += ("vec_env_wrapper",)  # keys of an entry of the zoo that say what the networks read
 
@@ -193,7 +194,7 @@ def _normalization(entry: Taken, out: Imported, policy: str) -> None:
     value = entry["normalize"]
     sees = value.flag("norm_obs", True) if isinstance(value, Taken) else value is True
     if isinstance(value, Taken):
-        value.ask(*value)
+        value.ask(*_OF_REWARDS)
     if not sees:
         return
     if policy.startswith("Mlp"):

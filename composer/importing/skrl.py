@@ -10,6 +10,7 @@ from composer.importing.kinds import Kind
 from composer.importing.nodes import ACTION, OBSERVATION, Nodes, gaussian, linear_value
 from composer.importing.skrl_network import Containers
 from composer.importing.taken import Taken
+from composer.source.values import plain
 from perception_blocks.words import hint
 
 __all__ = ["SKRL", "read_skrl"]
@@ -72,9 +73,8 @@ class _Reader:
             nodes, after = self._network(value, "critic", "value.")
             graph, there = {**nodes.graph, "value": linear_value(nodes.end())}, after
         else:
-            if value.has("network") and value.plain("network") != self.models.below("policy").plain(
-                "network"
-            ):
+            layers = plain(self.models.below("policy").node.value["network"])
+            if value.has("network") and value.plain("network") != layers:
                 self.out.note(
                     f"{value.name('network')}: a shared model has the layers of the policy alone, as in skrl"
                 )

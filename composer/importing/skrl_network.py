@@ -11,7 +11,7 @@ from typing import Any
 
 from composer.importing.nodes import OBSERVATION, Nodes
 from composer.importing.taken import MOST, Taken
-from perception_blocks.words import describe, hint
+from perception_blocks.words import describe, hint, listing
 
 __all__ = ["Containers"]
 
@@ -148,7 +148,8 @@ class Containers:
         elif isinstance(value, str):
             value = {value: {}}
         if not isinstance(value, Mapping) or len(value) != 1:
-            reason = f"a layer is a number, a word or a mapping with one key, got {describe(value)}"
+            got = listing(value) if isinstance(value, Mapping) and value else describe(value)
+            reason = f"a layer is a number, a word or a mapping with one key, got {got}"
             raise container.refusal("layers", reason)
         ((kind, settings),) = value.items()
         if kind.lower() not in _LAYERS:

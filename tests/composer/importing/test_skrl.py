@@ -277,7 +277,7 @@ def net(text):
         (
             net("layers: [{linear: 8, flatten: {}}]"),
             "config.yaml:6:48: models.policy.network.0.layers: a layer is a number, a word or a mapping with one key, "
-            "got a mapping",
+            "got 'linear', 'flatten'",
         ),
         (
             net("layers: [linear: ACTIONS]"),
