@@ -83,8 +83,7 @@ def _heat(node: NodeProbe, color: Color, largest: float) -> float:
         value = 1.0 - node.srank / max(1, first.srank if first else node.units)
     else:
         value = _powers(first.gradient_norm if first else largest, node.gradient_norm) / POWERS
-        if node.weight_norm == 0 and not node.gradient_norm:
-            value = 0.0  # it has nothing to learn
+        value *= node.has_weights
     return min(1.0, max(0.0, value))
 
 

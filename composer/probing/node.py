@@ -10,6 +10,7 @@ __all__ = ["OUTPUT", "NodeProbe"]
 OUTPUT = "output"  # the layer that is a node's output; a user's class has several: "output action"
 RISE = 0.05  # of a share of units or values, above which it counts as worse
 RANK_LEFT = 0.75  # of the rank at the beginning, below which it counts as worse
+GRADIENT_LEFT = 1e-4  # of the gradient at the beginning, below which it counts as worse
 SHARES = ("dead", "dormant", "saturated")
 
 
@@ -52,8 +53,8 @@ class NodeProbe:
     def worse(self) -> tuple[str, ...]:
         """The numbers that are clearly worse than at the beginning; () without a baseline.
 
-        A share of units that is higher by 5 points or more, a rank below three quarters, a gradient that is 0 and was
-        not, and what is not finite and was.
+        A share of units that is higher by 5 points or more, a rank below three quarters, a gradient below a
+        ten-thousandth, and what is not finite and was.
         """
         first = self.at_init
         if first is None:
@@ -66,9 +67,14 @@ class NodeProbe:
         if self.srank < RANK_LEFT * first.srank:
             worse.append("srank")
         now, then = self.gradient_norm, first.gradient_norm
-        if now == 0 < then or _broke(now, then):
+        if now < GRADIENT_LEFT * then or _broke(now, then):
             worse.append("gradient_norm")
         return tuple(worse)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is anything to learn in it: weights, or a gradient of weights that are 0."""
+        return bool(self.weight_norm or self.gradient_norm)
 
     @property
     def is_output(self) -> bool:

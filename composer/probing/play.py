@@ -116,14 +116,14 @@ def played(model: Model, env: Any, steps: int, seed: int) -> Played:
     result = Played()
     policy = model.policy
     state = policy.initial_state() if policy.has_memory else None
-    observations, first, present = None, True, frozenset()
+    first, present = True, frozenset()
+    observations: Any = None
     for step in range(steps):
         if first:
             with _told(result, "begins an episode"):
                 observations = game.begin(seed if step == 0 else None)
-        observations = copy.deepcopy(
-            observations
-        )  # some environments fill one array again and again
+        # Some environments fill one array again and again.
+        observations = copy.deepcopy(observations)
         resets = _resets(policy, observations, first, present)
         mask = copy.copy(game.mask())
         with _explained(model, step + 1):
@@ -206,7 +206,7 @@ def _told(steps: Played, what: str) -> Iterator[None]:
 def _game(env: Any) -> _Game:
     if not is_pettingzoo(env):
         return _Gymnasium(env)
-    return _Turns(env) if hasattr(env, "agent_iter") else _Parallel(env)
+    return _Alternating(env) if hasattr(env, "agent_iter") else _Parallel(env)
 
 
 class _Gymnasium:
@@ -250,7 +250,7 @@ class _Parallel:
         return {agent: observations[agent] for agent in self._env.agents}
 
 
-class _Turns:
+class _Alternating:
     """An environment of PettingZoo in which one agent acts at a time (AEC)."""
 
     def __init__(self, env: Any) -> None:

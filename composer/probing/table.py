@@ -35,8 +35,8 @@ def _row(node: NodeProbe) -> tuple[tuple[str, ...], frozenset[int]]:
         *(f"{value:.3g}" for value in (node.mean, node.std, node.low, node.high)),
         *(_share(getattr(node, name)) for name in ("dead", "dormant", "saturated")),
         str(node.srank),
-        f"{node.weight_norm:.3g}",
-        f"{node.gradient_norm:.1e}",
+        f"{node.weight_norm:.3g}" if node.has_weights else "",
+        f"{node.gradient_norm:.1e}" if node.has_weights else "",
         _share(node.time_share, 0),
     ]
     for name in worse:

@@ -124,8 +124,8 @@ class Watched:
     @property
     def weights(self) -> list[nn.Parameter]:
         """All weights of the nodes that are trained, each once."""
-        found = {id(p): p for node in self.nodes for p in node.module.parameters()}
-        return [p for p in found.values() if p.requires_grad]
+        weights = {id(p): p for node in self.nodes for p in node.module.parameters()}
+        return [weight for weight in weights.values() if weight.requires_grad]
 
     def begin(self) -> None:
         """A call of the model begins: the next call of a module is that of its first node."""

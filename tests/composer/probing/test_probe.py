@@ -1,6 +1,7 @@
 """composer.probe: what it says of networks whose numbers are known, and that nothing of the model changes."""
 
 import json
+import math
 import random
 import re
 from dataclasses import replace
@@ -413,7 +414,7 @@ def test_weights_that_exploded_are_worse_and_have_the_deepest_color(env, factor)
         assert all(0.0 <= heat <= 1.0 for heat in heats)
         if color == "gradient":
             assert max(heats) == 1.0
-    if factor != factor:
+    if math.isnan(factor):
         value = result["critic/heads/value"]
         assert {"dormant", "srank", "gradient_norm"} <= {*value.worse}
         assert "nan (was 0.0%)" in str(result)
@@ -583,6 +584,22 @@ def test_an_array_that_an_environment_fills_again_is_copied_and_all_episodes_cou
     assert result["policy/latent"].mean == pytest.approx(latent(model.policy)(x).mean().item())
     assert result.returns == (4.0, 4.0)
     assert result.notes == ()
+
+
+def test_a_gradient_that_vanished_is_worse_and_nodes_without_weights_have_no_norms(env):
+    spec = (
+        "version: 1\npolicy: {graph: {latent: {block: dense, in: observation, hidden_units: 8, activation: tanh}, "
+        "same: {block: flatten, in: latent}}, heads: {in: same}}"
+    )
+    model = composer.compose(spec, env=env, seed=0)
+    with torch.no_grad():
+        latent(model.policy).linears[0].bias.fill_(7.0)
+    result = probe(model, env, 32)
+    assert 0 < result["policy/latent"].gradient_norm < 1e-4 * result["policy/latent"].at_init.gradient_norm
+    assert "gradient_norm" in result["policy/latent"].worse
+    assert not result["policy/same"].has_weights
+    (line,) = [line for line in str(result).splitlines() if line.startswith("policy/same")]
+    assert "e+00" not in line
 
 
 def test_equal_returns_are_told_as_they_give_no_gradient():
