@@ -595,7 +595,11 @@ def test_a_gradient_that_vanished_is_worse_and_nodes_without_weights_have_no_nor
     with torch.no_grad():
         latent(model.policy).linears[0].bias.fill_(7.0)
     result = probe(model, env, 32)
-    assert 0 < result["policy/latent"].gradient_norm < 1e-4 * result["policy/latent"].at_init.gradient_norm
+    assert (
+        0
+        < result["policy/latent"].gradient_norm
+        < 1e-4 * result["policy/latent"].at_init.gradient_norm
+    )
     assert "gradient_norm" in result["policy/latent"].worse
     assert not result["policy/same"].has_weights
     (line,) = [line for line in str(result).splitlines() if line.startswith("policy/same")]
