@@ -23,8 +23,8 @@ from perception_blocks.words import did_you_mean, suggest
 if TYPE_CHECKING:
     from composer.source.load import Source
 
-__all__ = ["PETTINGZOO", "PathError", "advice_on_missing", "allow_beside", "allow_list"]
-__all__ += ["allow_options", "check_environment", "check_trusted", "folders_beside"]
+__all__ = ["PETTINGZOO", "NoModuleError", "PathError", "advice_on_missing", "allow_beside"]
+__all__ += ["allow_list", "allow_options", "check_environment", "check_trusted", "folders_beside"]
 __all__ += ["import_allowed", "import_extensions", "import_object", "import_trusted"]
 
 # Before the colon of an environment's id: an environment that PettingZoo itself knows.
@@ -40,7 +40,11 @@ class PathError(SpecError):
         super().__init__([Problem(message)])
 
     def __reduce__(self) -> tuple:
-        return (PathError, (self.problems[0].message,))
+        return (type(self), (self.problems[0].message,))
+
+
+class NoModuleError(PathError):
+    """A module that is allowed lies in no folder that is searched."""
 
 
 def check_trusted(path: str, allow: Iterable[str]) -> str | None:
@@ -304,7 +308,7 @@ def _import(module: str) -> ModuleType:
                     f"allow names modules, and {error.name!r} is {kind}; "
                     f"use allow=[{parent!r}] or --allow {parent}"
                 ) from error
-            raise PathError(
+            raise NoModuleError(
                 f"there is no module {module!r}; is its folder on PYTHONPATH, or the current folder?"
             ) from error
         advice = advice_on_missing(error)

@@ -27,7 +27,7 @@ from composer.errors import SpecError
 from composer.reference.schema import json_schema
 from composer.reference.targets import allowed_modules
 from composer.source.files import read_text
-from composer.trust import allow_beside, allow_list, import_allowed
+from composer.trust import NoModuleError, allow_beside, allow_list, import_allowed
 
 __all__ = ["Server", "serve"]
 
@@ -231,6 +231,8 @@ def _failure_of(module: str) -> tuple[str, str] | None:
     """The module, and why it cannot be imported; None where it can."""
     try:
         import_allowed([module])
+    except NoModuleError:
+        return module, f"there is no module {module!r}; is its folder in composer.path?"
     except (Exception, SystemExit) as error:
         return module, str(error) or type(error).__name__
     return None

@@ -60,7 +60,7 @@ def settings(editor, uri):
         (
             {"allow": ["no_such_module_here"]},
             "composer.allow: no_such_module_here: there is no module 'no_such_module_here'; "
-            "is its folder on PYTHONPATH, or the current folder?",
+            "is its folder in composer.path?",
         ),
     ],
 )

@@ -142,6 +142,11 @@ def test_while_something_is_wrong_the_picture_is_grey_and_problems_open_their_pl
     save(page, spec, "block: dense, in: both", "block: dnse, in: both", BAD)
     assert page.run("document.title") == "✗ 1 · complex.yaml"
     assert page.run(color.format(shape("policy/latent_screen"))) == "rgb(241, 243, 245)"
+    borders = f"[...{shape('policy/memory')}.querySelectorAll('polygon')]"
+    assert page.run(f"{borders}.map((border) => getComputedStyle(border).fill)") == [
+        "rgb(241, 243, 245)",
+        "none",  # a box with memory has two
+    ]
     assert page.run(
         "[...document.querySelectorAll('g.wrong')].map((box) => boxes[box.id].path)"
     ) == ["policy/latent"]
