@@ -535,6 +535,29 @@ def _advance(
     return part(observations, state=state, resets=resets, **keywords)
 
 
+def _checked_spec(
+    source: Source,
+    given: tuple[Any, Any, Any],
+    makes_environment: bool,
+    allow: tuple[str, ...],
+    limits: Limits,
+) -> ModelSpec:
+    """The typed spec, for the environment or the spaces that are ``given``.
+
+    Raises SpecError with what is wrong with its structure and, then, with settings and blocks of the other nodes.
+    """
+    spec, structure = read_structure(
+        source, allow, makes_environment=makes_environment, limits=limits
+    )
+    if len(structure) and may_hide_faults(spec, structure):
+        assert spec is not None
+        faults = _hidden_faults(spec, structure, given, allow, limits)
+        structure = Problems(source, [*structure, *faults])
+    structure.raise_if_any()
+    assert spec is not None
+    return spec
+
+
 def _hidden_faults(
     spec: ModelSpec,
     structure: Iterable[Problem],
@@ -587,18 +610,8 @@ def compose(
     source = load_source(spec, overrides, allow)
     import_extensions(source, allow)
     makes_environment = env is None and (observation_space is None or action_space is None)
-    read, structure = read_structure(
-        source, allow, makes_environment=makes_environment, limits=limits
-    )
-    if len(structure) and may_hide_faults(read, structure):
-        assert read is not None
-        given = env, observation_space, action_space
-        structure = Problems(
-            source, [*structure, *_hidden_faults(read, structure, given, allow, limits)]
-        )
-    structure.raise_if_any()
-    assert read is not None
-    model_spec = read
+    given = env, observation_space, action_space
+    model_spec = _checked_spec(source, given, makes_environment, allow, limits)
     if model_spec.model is not None:
         spaces = (None, None)
         if model_spec.environment is not None or not makes_environment:

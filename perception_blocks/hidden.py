@@ -178,7 +178,7 @@ def _calls_functions(module: nn.Module) -> bool:
     return any(
         not type(inner).__module__.startswith(("perception_blocks.", "torch."))
         or type(inner).__module__ == "perception_blocks.blocks.custom"
-        or (type(inner).__module__.startswith("torch.nn.modules.transformer"))
+        or type(inner).__module__.startswith("torch.nn.modules.transformer")
         for inner in module.modules()
     )
 

@@ -63,9 +63,9 @@ def _registries_as_before():
 
 @pytest.fixture(autouse=True)
 def _settings_of_torch_as_before():
-    """Trainers change them for the whole process: rl_games how torch prints and, with its Runner, how many threads it has;
+    """Trainers change them for the whole process: rl_games how torch prints and how many threads it has.
 
-    TorchRL sets the threads again when one of its environments is collected, which may be in the middle of a compilation.
+    TorchRL sets the threads when one of its environments is collected, which may be in the middle of a compilation.
     """
     torch.set_printoptions(profile="default")
     yield

@@ -296,7 +296,9 @@ def _block(node: NodeSpec, context: BuildContext) -> BlockSource:
         if name in BLOCKS and BLOCKS.extra_of(name):
             BLOCKS.get(name)
     except PathError as error:
-        return ValueError(error.problems[0].message)
+        return ValueError(
+            error.problems[0].message
+        )  # whose text is one line, and keeps its near name
     except MissingExtraError as error:  # a library is not installed
         context.problems.add((*node.path, "block"), str(error), needs_extra=True)
         return error

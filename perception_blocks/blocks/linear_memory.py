@@ -55,9 +55,7 @@ class MinGruBlock(ParallelMemoryBlock):
         self.layers = nn.ModuleList(stacked_linear(size, hidden_units, 2) for size in sizes)
         norms = (nn.LayerNorm(hidden_units) for _ in sizes)
         self.norms = nn.ModuleList(norms) if layer_norm else None
-        self.passed_on = make_activations(
-            "identity", num_layers - 1
-        )  # where hidden values are seen
+        self.passed_on = make_activations("identity", num_layers - 1)  # seen as hidden values
         self.dropout = dropout
         self.positive = positive
         self.state_shapes = {"h": (num_layers, hidden_units)}
