@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from composer.errors import Path
 from composer.source.load import Source
@@ -65,6 +66,16 @@ class NodeSpec:
         """The values that it writes into the graph."""
         return (self.name,) if self.out is None else tuple(n for n in self.out if n != "_")
 
+    @cached_property
+    def writers(self) -> dict[str, Path]:
+        """By each value inside of a nested graph, the path of the node that writes it."""
+        return _writers(self.graph)
+
+
+def _writers(graph: dict[str, NodeSpec] | None) -> dict[str, Path]:
+    nodes = reversed((graph or {}).values())  # of two that write one value, the first counts
+    return {name: node.path for node in nodes for name in node.writes}
+
 
 @dataclass(frozen=True)
 class HeadsSpec:
@@ -115,6 +126,11 @@ class NetworkSpec:
     init: object = None
     shares: tuple[str, ...] = ()
     separate: bool = False
+
+    @cached_property
+    def writers(self) -> dict[str, Path]:
+        """By each value of the graph, the path of the node that writes it."""
+        return _writers(self.graph)
 
     @property
     def written_nodes(self) -> list[NodeSpec]:

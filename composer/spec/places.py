@@ -32,20 +32,19 @@ def place_of(spec: NetworkSpec, path: NodePath) -> Path:
 
 
 def place_of_value(spec: NetworkSpec, graph: NodePath, name: str) -> Path | None:
-    """The path in the spec of what writes the value ``name`` of the nested graph at ``graph``, or () for the network.
+    """The path in the spec of the node that writes the value ``name``, as the nested graph at ``graph`` calls it.
 
-    None for what comes from outside of the network.
+    ``graph`` is () for the network's own. None for what comes from outside of the network.
     """
-    levels: list[tuple[NodeSpec | None, dict[str, NodeSpec]]] = [(None, spec.graph or {})]
+    levels: list[NetworkSpec | NodeSpec] = [spec]
     for each in graph:
-        node = levels[-1][1].get(each)
+        node = (levels[-1].graph or {}).get(each)
         if node is None or node.graph is None:
             break
-        levels.append((node, node.graph))
-    for owner, nodes in reversed(levels):
-        writer = next((node for node in nodes.values() if name in node.writes), None)
-        if writer is not None:
-            return writer.path
-        if owner is not None and isinstance(owner.inputs, dict):
+        levels.append(node)
+    for owner in reversed(levels):
+        if name in owner.writers:
+            return owner.writers[name]
+        if isinstance(owner, NodeSpec) and isinstance(owner.inputs, dict):
             name = owner.inputs.get(name, name)
     return None
