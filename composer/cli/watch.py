@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from composer.cli.loading import UserError, is_checkpoint
 from composer.cli.options import add_spec_options
-from composer.source.files import is_regular, near_file
+from composer.source.files import no_file
 from perception_blocks.registry import MissingExtraError, needs_extra
 
 if TYPE_CHECKING:
@@ -53,9 +53,8 @@ def run_watch(arguments: argparse.Namespace, say: Callable[[str], None]) -> None
         raise UserError(
             f"{file} is a checkpoint, which does not change; composer watch takes a spec"
         )
-    if not is_regular(file):
-        is_there = "is no file" if os.path.exists(file) else "does not exist"
-        raise UserError(f"{file!r} {is_there}{near_file(file)}")
+    if problem := no_file(file):
+        raise UserError(problem)
     import asyncio
 
     from composer.editor.watch_look import Looker, Request

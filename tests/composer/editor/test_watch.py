@@ -429,9 +429,9 @@ def test_a_port_that_is_taken():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing"], "composer watch: 'nothing' does not exist\n"),
-        (["agent.yml"], "composer watch: 'agent.yml' does not exist; did you mean 'agent.yaml'?\n"),
-        (["."], "composer watch: '.' is no file\n"),
+        (["nothing"], "composer watch: there is no file 'nothing'\n"),
+        (["agent.yml"], "composer watch: there is no file 'agent.yml'; did you mean 'agent.yaml'?\n"),
+        (["."], "composer watch: '.' is a folder, not a file\n"),
         (
             ["agent.safetensors"],
             "composer watch: agent.safetensors is a checkpoint, which does not change; composer watch takes a spec\n",
