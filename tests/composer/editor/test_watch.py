@@ -430,7 +430,10 @@ def test_a_port_that_is_taken():
     ("words", "message"),
     [
         (["nothing"], "composer watch: there is no file 'nothing'\n"),
-        (["agent.yml"], "composer watch: there is no file 'agent.yml'; did you mean 'agent.yaml'?\n"),
+        (
+            ["agent.yml"],
+            "composer watch: there is no file 'agent.yml'; did you mean 'agent.yaml'?\n",
+        ),
         (["."], "composer watch: '.' is a folder, not a file\n"),
         (
             ["agent.safetensors"],
