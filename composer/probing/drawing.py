@@ -20,7 +20,10 @@ Color: TypeAlias = Literal["dormant", "rank", "gradient", "time"]
 COLORS: Mapping[str, tuple[str, str]] = {
     "dormant": ("units that became dormant", "dormant units"),
     "rank": ("rank lost", "rank below the number of units"),
-    "gradient": ("gradient lost, in powers of ten", "gradient below the largest, in powers of ten"),
+    "gradient": (
+        "gradient lost, in powers of ten",
+        "gradient below the largest of policy or critic, in powers of ten",
+    ),
     "time": ("share of the time of a step", "share of the time of a step"),
 }
 POWERS = 4.0  # of ten, for the deepest color of a gradient
@@ -40,8 +43,7 @@ def picture_of(model: Model, probed: Sequence[NodeProbe], color: Color) -> Pictu
     for node in probed:
         by_path.setdefault(_drawn_as(node.path, paths), []).append(node)
     has_baseline = any(node.at_init for node in probed)
-    norms = (node.gradient_norm for node in probed)
-    largest = max(filter(math.isfinite, norms), default=0.0)
+    largest = _largest(probed)
     values = {
         path: max(_heat(node, color, largest) for node in nodes)
         for path, nodes in by_path.items()
@@ -71,8 +73,22 @@ def _drawn_as(path: str, paths: set[str]) -> str:
     return path
 
 
-def _heat(node: NodeProbe, color: Color, largest: float) -> float:
-    """How deep the color of a node is, 0 to 1."""
+def _largest(nodes: Sequence[NodeProbe]) -> dict[str, float]:
+    """The largest gradient of policy and of critic: their losses are of unlike sizes."""
+    largest: dict[str, float] = {}
+    for node in nodes:
+        if math.isfinite(node.gradient_norm):
+            part = _part(node)
+            largest[part] = max(largest.get(part, 0.0), node.gradient_norm)
+    return largest
+
+
+def _part(node: NodeProbe) -> str:
+    return node.path.partition("/")[0]
+
+
+def _heat(node: NodeProbe, color: Color, largest: Mapping[str, float]) -> float:
+    """How deep the color of a node is, 0 to 1. Without a baseline its gradient is compared with the ``largest``."""
     first = node.at_init
     if color == "time":
         return node.time_share or 0.0
@@ -82,7 +98,8 @@ def _heat(node: NodeProbe, color: Color, largest: float) -> float:
     elif color == "rank":
         value = 1.0 - node.srank / max(1, first.srank if first else node.units)
     else:
-        value = _powers(first.gradient_norm if first else largest, node.gradient_norm) / POWERS
+        before = first.gradient_norm if first else largest.get(_part(node), 0.0)
+        value = _powers(before, node.gradient_norm) / POWERS
         value *= node.has_weights
     return min(1.0, max(0.0, value))
 
@@ -94,7 +111,7 @@ def _powers(before: float, now: float) -> float:
     return math.log10(before / now) if 0 < now < math.inf else POWERS
 
 
-def _told(box: Box, nodes: list[NodeProbe], color: Color, largest: float) -> Box:
+def _told(box: Box, nodes: list[NodeProbe], color: Color, largest: Mapping[str, float]) -> Box:
     """``box`` with the numbers of the ``nodes`` that it stands for; on it, where it is colored, that of the color."""
     if not nodes:
         return box

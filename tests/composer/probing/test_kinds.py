@@ -1,5 +1,8 @@
 """Probes of environments and critics of every kind, and the pictures of probes."""
 
+import math
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from torch import nn
 
 import composer
 from composer.probing import probe
+from composer.probing.drawing import _heat, _largest
+from composer.probing.node import NodeProbe
 from perception_blocks import BLOCKS, PerceptionBlock
 from tests.helpers.parallel_envs import Balance, Signs
 from tests.helpers.paths import CONFIGS
@@ -218,3 +223,21 @@ def test_agents_that_come_and_go_end_their_episodes_apart():
     result = probe(model, Signs(), 24, baseline=False)
     assert len(result.returns) >= 1
     assert any(path.startswith("policy/a/") for path in gradients(result))
+
+
+def test_gradients_are_compared_within_policy_and_critic():
+    node = NodeProbe("policy/a", "output", 1, 0, 1, 0, 1, 0, 0, None, 1, 1.0, 0.1, None)
+    others = [
+        replace(node, path="policy/b", gradient_norm=0.001),
+        replace(node, path="critic/a", gradient_norm=1000.0),
+        replace(node, path="critic/b", gradient_norm=math.nan),
+    ]
+    nodes = [node, *others]
+    largest = _largest(nodes)
+    assert largest == {"policy": 0.1, "critic": 1000.0}
+    assert [_heat(each, "gradient", largest) for each in nodes] == [
+        0.0,
+        pytest.approx(0.5),
+        0.0,
+        1.0,
+    ]
