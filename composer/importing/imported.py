@@ -79,7 +79,7 @@ def _written(data: Mapping[str, Any], margin: str = "", above: str = "") -> Iter
     for key, value in data.items():
         is_long = key in _LONG or above == "graph"
         line = f"{margin}{dump_flow({key: value})[1:-1]}"
-        if key in _LONG and isinstance(value, Mapping):
+        if key in _LONG and isinstance(value, Mapping) and value:
             yield from ([""] if not margin else [])
             yield f"{margin}{key}:"
             yield from _written(value, f"{margin}  ", key)

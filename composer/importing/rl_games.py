@@ -263,6 +263,11 @@ class _Reader:
                 f"{cnn.name('permute_input')}: bytes are divided by 255 there, here any image is scaled from its "
                 "bounds to 0 and 1; for one that is to stay as it is write channels_first"
             )
+        elif kind != "conv1d":
+            self.out.note(
+                f"{cnn.name('permute_input')}: bytes are divided by 255 there; if yours are bytes, put a scale_image "
+                "before 'conv'"
+            )
         layers = [_convolution(conv) for conv in cnn.entries("convs")]
         settings = {key: [layer[key] for layer in layers] for key in layers[0]} if layers else {}
         if not layers:

@@ -181,6 +181,9 @@ class _Reader:
         model = self.model
         self._with_previous(nodes, "attention_use_n_prev_actions", "attention_use_n_prev_rewards")
         units, heads = model.whole("attention_dim", 64), model.whole("attention_num_heads", 1)
+        if units % heads:
+            reason = f"{heads} heads cannot share {units} units equally, which they do here"
+            raise model.refusal("attention_num_heads", reason)
         features = model.whole("attention_head_dim", 32)
         if features * heads != units:
             self.out.note(

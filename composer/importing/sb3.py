@@ -15,6 +15,7 @@ __all__ = ["fill_in"]
 
 _SQRT_2 = 1.414214
 _FEATURES = "features"  # the node that an extractor ends with
+_OF_OBSERVATION = ("codes", "image", "features")  # how nodes of observations end
 _HEAD = f"policy.heads.{ACTION}.linear"
 _LOG_STD = f"policy.distributions.{ACTION}.log_std"
 
@@ -137,6 +138,8 @@ class _Reader:
         vectors, has_weights = [], False
         for seen in self.agent.seen or ():
             name = re.sub(r"\W", "_", seen.key)
+            while {f"{name}_{what}" for what in _OF_OBSERVATION} & nodes.graph.keys():
+                name += "_"  # of another key, which differs in a sign
             nodes.last = seen.key
             if seen.form == "categories":
                 nodes.add(f"{name}_codes", "one_hot")

@@ -1,15 +1,18 @@
 """Configurations of other libraries, written to files and imported."""
 
 import torch
+import yaml
 
 import composer
 
 
 def imported(folder, text, file="config.yaml", **arguments):
-    """What becomes of a configuration with this ``text``."""
+    """What becomes of a configuration with this ``text``; its YAML says what its data say."""
     path = folder / file
     path.write_text(text)
-    return composer.import_config(path, **arguments)
+    result = composer.import_config(path, **arguments)
+    assert yaml.safe_load(result.to_yaml()) == result.spec
+    return result
 
 
 def refusal(folder, text, file="config.yaml", **arguments):

@@ -448,3 +448,11 @@ def test_a_checkpoint_that_rl_games_wrote_becomes_a_model(tmp_path, capsys):
         rtol=1e-5,
     )
     torch.testing.assert_close(values, expected["values"], atol=1e-4, rtol=1e-4)
+
+
+def test_images_that_are_channels_first_there_may_be_bytes(tmp_path):
+    result = imported(tmp_path, CASES["cnn_channels_first"])
+    assert result.notes == [
+        "params.network.cnn.permute_input: bytes are divided by 255 there; if yours are bytes, put a scale_image "
+        "before 'conv'"
+    ]

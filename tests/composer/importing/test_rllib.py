@@ -99,6 +99,13 @@ def test_a_memory_reads_the_last_action_and_reward(tmp_path):
     )
 
 
+def test_heads_that_do_not_share_the_units_equally_are_refused(tmp_path):
+    text = "model: {use_attention: true, attention_dim: 32, attention_num_heads: 5}\n"
+    assert refusal(tmp_path, text) == (
+        "config.yaml:1:49: model.attention_num_heads: 5 heads cannot share 32 units equally, which they do here"
+    )
+
+
 def test_attention(tmp_path):
     text = """
     {"model": {"fcnet_hiddens": [64], "use_attention": true, "attention_num_transformer_units": 2,

@@ -516,6 +516,18 @@ def test_an_archive_that_is_no_agent_or_a_bomb(an_agent, tmp_path, monkeypatch):
         import_config("agent.zip", name="CartPole-v1")
 
 
+def test_keys_that_differ_in_a_sign_are_nodes_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    observations = Dict({"arm-1": Discrete(2), "arm_1": Discrete(3)})
+    saved(tmp_path, PPO, "MultiInputPolicy", observations, CHOICE)
+    graph = import_config("agent.zip").spec["policy"]["graph"]
+    assert {name: node["in"] for name, node in graph.items() if node["block"] == "one_hot"} == {
+        "arm_1_codes": "arm-1",
+        "arm_1__codes": "arm_1",
+    }
+    assert graph["features"]["in"] == ["arm_1_codes", "arm_1__codes"]
+
+
 def test_a_setting_that_is_not_taken_over_is_named(an_agent, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "agent.zip").write_bytes(an_agent)
