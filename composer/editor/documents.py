@@ -20,9 +20,10 @@ from composer.errors import SpecError
 from composer.source.files import MAX_BYTES, display_name, read_text, real_path
 from composer.source.parse import BOM, YamlParser
 
-__all__ = ["Document", "Documents", "is_spec"]
+__all__ = ["LONG", "Document", "Documents", "is_spec"]
 
 PAUSE = 0.06  # seconds without another change until a text is checked
+LONG = 30.0  # seconds: longer than an environment may take
 _SUFFIX = ".composer.yaml"
 _COMMENT = re.compile(r"\s*#\s*composer:")
 _PARTS = r"policy|critic|model|params"
@@ -69,14 +70,14 @@ class Document:
         default_factory=asyncio.Event
     )  # set while the newest text is checked
     pending: asyncio.Task | None = None
+    real_path: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.real_path = real_path(self.path)
 
     @property
     def text(self) -> str:
         return self.places.text
-
-    @property
-    def real_path(self) -> str:
-        return real_path(self.path)
 
     @property
     def file(self) -> str:
@@ -99,18 +100,20 @@ class Documents:
     """The open documents, and their checks: of several changes in a short time the last one is checked.
 
     ``checked`` is told of each document after its check, and whether its own text had changed; ``failed`` of a fault of
-    this library.
+    this library; ``waits`` that the checks do not go on, once until they do.
     """
 
     def __init__(
         self,
         checked: Callable[[Document, bool], None],
         failed: Callable[[Document, Exception], None],
+        waits: Callable[[], None],
     ) -> None:
         self.worker = Worker()
         self.settings = ClientSettings()
         self.checks = 0
-        self._checked, self._failed = checked, failed
+        self._checked, self._failed, self._waits = checked, failed, waits
+        self._is_said = False  # that the checks do not go on
         self._analyser = Analyser()
         self._by_uri: dict[str, Document] = {}
 
@@ -130,6 +133,8 @@ class Documents:
     def opened(
         self, uri: str, path: str, text: str, version: int | None, codec: PositionCodec
     ) -> None:
+        if uri in self._by_uri:  # a client that says it twice
+            self.closed(uri)
         document = Document(uri, path, Places(text, codec), version)
         self._by_uri[uri] = document
         self._take(document, 0.0)
@@ -186,7 +191,7 @@ class Documents:
         try:
             if document.is_spec and not document.is_too_long:
                 self.checks += 1
-                analysis = await self.worker.run(self._analysis(document))
+                analysis = await self._analysed(document)
             document.analysis, document.checked = analysis, places
             document.ready.set()
             self._checked(document, is_changed)
@@ -195,6 +200,20 @@ class Documents:
         except Exception as error:  # a fault of ours, not of the spec
             document.ready.set()
             self._failed(document, error)
+
+    async def _analysed(self, document: Document) -> Analysis:
+        timer = asyncio.get_running_loop().call_later(LONG, self._say_that_it_waits)
+        try:
+            analysis = await self.worker.run(self._analysis(document))
+            self._is_said = False
+            return analysis
+        finally:
+            timer.cancel()
+
+    def _say_that_it_waits(self) -> None:
+        if not self._is_said:
+            self._is_said = True
+            self._waits()
 
     def _analysis(self, document: Document) -> Callable[[], Analysis]:
         text, path, settings = document.text, document.path, self.settings

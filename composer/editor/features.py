@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path as FilePath
 
@@ -150,23 +150,31 @@ async def complete(ls: Server, params: lsp.CompletionParams) -> lsp.CompletionLi
     cursor = cursor_at(yaml_lines(document.text), line, column)
     if cursor is None:
         return nothing
-    found = proposals(schema, cursor, document.known)
-    items = [
-        _item(proposal, number, document.places, params.position)
-        for number, proposal in enumerate(found)
-    ]
+    proposed = proposals(schema, cursor, document.known)
+    items = _items(proposed, document.places, params.position)
     return lsp.CompletionList(bool(cursor.prefix), items)
 
 
-def _item(proposal: Proposal, number: int, places: Places, end: lsp.Position) -> lsp.CompletionItem:
-    start = places.at(places.index_of(end) - proposal.replaces)
+def _items(
+    proposed: Sequence[Proposal], places: Places, cursor: lsp.Position
+) -> list[lsp.CompletionItem]:
+    index = places.index_of(cursor)
+    lengths = {proposal.replaces for proposal in proposed}
+    ranges = {length: places.range(index - length, index) for length in lengths}
+    return [
+        _item(proposal, number, ranges[proposal.replaces])
+        for number, proposal in enumerate(proposed)
+    ]
+
+
+def _item(proposal: Proposal, number: int, where: lsp.Range) -> lsp.CompletionItem:
     return lsp.CompletionItem(
         proposal.label,
         kind=_KINDS[proposal.kind],
         detail=proposal.detail or None,
         sort_text=f"{number:04}",
         filter_text=proposal.label,
-        text_edit=lsp.TextEdit(lsp.Range(start, end), proposal.insert),
+        text_edit=lsp.TextEdit(where, proposal.insert),
     )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from composer.checkpoint.container import CheckpointError
 from composer.editor.environments import MadeSpaces, SpaceKeeper, SpacesUnknownError
 from composer.errors import Path, Position, Problem, SpecError
 from composer.limits import Limits
@@ -76,7 +74,7 @@ def given_spaces(
         _, name, place = values["env"]
         given = _of_environment(name, (), place, source, settings, keeper)
     elif "spaces" in values:
-        given = _of_checkpoint(values["spaces"], file, keeper)
+        given = _of_checkpoint(values["spaces"], source, keeper)
     elif settings.environment is not None:
         given = _of_environment(settings.environment, (), None, source, settings, keeper)
         if given.problems:  # which are none of the file's
@@ -116,11 +114,10 @@ def _modules(source: Source, allow: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*allow, *more]))
 
 
-def _of_checkpoint(word: _Word, file: str, keeper: SpaceKeeper) -> Given:
-    path = os.path.join(os.path.dirname(file), word.value)
+def _of_checkpoint(word: _Word, source: Source, keeper: SpaceKeeper) -> Given:
     try:
-        return Given(word.value, keeper.of_checkpoint(path))
-    except CheckpointError as error:
+        return Given(word.value, keeper.of_checkpoint(source.find_file(word.value)))
+    except ValueError as error:  # a CheckpointError, or of a file that the spec may not read
         return Given(unknown=FAILED, problems=(Problem(str(error), (), word.position),))
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from composer.errors import Path, Position, Span
+from composer.source.scalars import parse_scalar
 from composer.source.values import Located
 from composer.spec.keys import PARTS
 from composer.spec.nodes import NESTED
 from perception_blocks.dag import node_name_problem
+from perception_blocks.words import describe
 
 __all__ = ["OBSERVATIONS", "PARAMS", "Names", "Use", "Written"]
 
@@ -22,6 +24,15 @@ _LISTS_OF_OBSERVATIONS = ("ignore", "normalize")
 _KEYS_ARE_PATHS = ("weights", "learning_rate_scale", "state_names")
 _REFERENCE = re.compile(r"\$\$\{|\$\{\s*params\.(?P<name>[^{}]+?)\s*\}")
 _PARAM = re.compile(r"[^\s{}.\[\],:#\"'&*!|>%@`-][^\s{}\[\],:#\"'.]*")
+
+
+def _why_no_text(name: str) -> str | None:
+    """Why ``name`` without quotes is no text in YAML; None where it is one."""
+    try:
+        value = parse_scalar(name)
+    except ValueError as error:
+        return str(error)
+    return None if isinstance(value, str) else f"{name!r} is no name: YAML reads {describe(value)}"
 
 
 class Written(NamedTuple):
@@ -107,8 +118,9 @@ class Names:
             if not _PARAM.fullmatch(new):
                 return f"{new!r} is no name of a param: write letters, digits and '_'"
             taken = {other.name for other in self.uses if other.scope == PARAMS and other.makes}
-            return f"the spec has a param {new!r} already" if new in taken else None
-        problem = node_name_problem(new)
+            used = f"the spec has a param {new!r} already" if new in taken else None
+            return used or _why_no_text(new)
+        problem = node_name_problem(new) or _why_no_text(new)
         if problem:
             return problem
         for scope in dict.fromkeys(each.scope for each in self.all_of(use)):

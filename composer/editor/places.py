@@ -42,7 +42,10 @@ class Places:
         """The editor's place of an index in the text."""
         line = bisect_right(self._editor, offset) - 1
         before = self.text[self._editor[line] : offset]
-        return lsp.Position(line, self._codec.client_num_units(before))
+        return lsp.Position(line, self._units(before))
+
+    def _units(self, text: str) -> int:
+        return len(text) if text.isascii() else self._codec.client_num_units(text)
 
     def range(self, start: int, end: int) -> lsp.Range:
         return lsp.Range(self.at(start), self.at(end))
@@ -57,9 +60,9 @@ class Places:
         start = self._editor[place.line]
         end = self._editor[place.line + 1] if place.line + 1 < len(self._editor) else len(self.text)
         line = self.text[start:end].rstrip("\r\n")
-        units = min(place.character, self._codec.client_num_units(line))
-        if units == 0:
-            return start
+        units = min(place.character, self._units(line))
+        if units == 0 or line.isascii():
+            return start + units
         found = self._codec.position_from_client_units([line], lsp.Position(0, units))
         return start + found.character
 

@@ -21,7 +21,7 @@ from pygls.workspace import PositionCodec
 
 from composer.editor.client_settings import ClientSettings, read_settings, section_of
 from composer.editor.diagnostics import Shown, Target, problem_of_length, shown_problems
-from composer.editor.documents import Document, Documents
+from composer.editor.documents import LONG, Document, Documents
 from composer.editor.places import Places
 from composer.errors import SpecError
 from composer.reference.schema import json_schema
@@ -47,7 +47,7 @@ class Server(LanguageServer):
             lsp.TextDocumentSyncKind.Full
         )  # a spec is small; ranges are counted differently by editors
         super().__init__("composer", __version__, text_document_sync_kind=whole_texts)
-        self.documents = Documents(self._checked, self._failed)
+        self.documents = Documents(self._checked, self._failed, self._waits)
         self.shown: dict[str, list[Shown]] = {}  # by the document that was checked
         self.settings = ClientSettings()
         self._allow = allow
@@ -217,6 +217,13 @@ class Server(LanguageServer):
             self.workspace_inlay_hint_refresh(None)
         if workspace and workspace.code_lens and workspace.code_lens.refresh_support:
             self.workspace_code_lens_refresh(None)
+
+    def _waits(self) -> None:
+        self.say(
+            f"a check takes longer than {LONG:g} seconds: a class or module that a spec names may never return; "
+            "nothing else is checked meanwhile; restart the server to stop it",
+            lsp.MessageType.Warning,
+        )
 
     def _failed(self, document: Document, error: Exception) -> None:
         """A fault of this library: it is said, and the next text is checked as ever."""

@@ -194,6 +194,24 @@ def test_spaces_come_from_a_checkpoint(look, tmp_path):
     (problem,) = lost.problems
     assert problem.position == Position(path, 1, 13)
     assert problem.message.endswith("lost.safetensors' cannot be read: No such file or directory")
+    (problem,) = look(text.replace("agent.s", "\0.s"), path).problems
+    assert problem.message.startswith("the character U+0000 has no place in YAML")
+
+
+def test_a_comment_names_no_checkpoint_elsewhere_as_a_spec_names_no_file(look, tmp_path):
+    (tmp_path / "specs").mkdir()
+    path, text = str(tmp_path / "specs" / "agent.yaml"), GOOD.replace("environment: Two-v0\n", "")
+    model = composer.compose(text, None, *SPACES["Two-v0"], seed=0)
+    model.save(tmp_path / "agent.safetensors")
+    text = "# composer: spaces=../agent.safetensors\n" + text
+    (problem,) = look(text, path).problems
+    folder = f"{tmp_path}/"
+    assert problem.message == (
+        f"'{tmp_path}/agent.safetensors' is neither beside nor below the spec; "
+        f"pass allow=['{folder}'] or --allow {folder} if the spec may read it"
+    )
+    assert problem.position == Position(path, 1, 13)
+    assert look(text, path, allow=[folder]).stage == "shapes"
 
 
 def test_nothing_of_a_module_that_is_not_allowed_is_imported(look, tmp_path, monkeypatch):

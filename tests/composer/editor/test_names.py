@@ -106,6 +106,8 @@ def test_params_are_used_in_texts():
     assert names.why_not_called(use, "memory") == "the spec has a param 'memory' already"
     reason = "'a b' is no name of a param: write letters, digits and '_'"
     assert names.why_not_called(use, "a b") == reason
+    assert names.why_not_called(use, "16") == "'16' is no name: YAML reads the number 16"
+    assert names.why_not_called(use, "1" * 301) == "a number of 301 characters is too long"
 
 
 def test_an_escaped_reference_is_none():
@@ -163,6 +165,8 @@ def test_what_cannot_be_renamed_says_why():
             "training",
             "'training' is no name for a node: torch keeps a module's mode under this name; choose another name",
         ),
+        ("null", "'null' is no name: YAML reads nothing (null)"),
+        ("True", "'True' is no name: YAML reads true"),
     ],
 )
 def test_a_new_name_is_free_and_a_name(new, reason):
