@@ -167,12 +167,15 @@ def test_checks_that_do_not_go_on_are_said_once(monkeypatch):
     done, said, checked = Event(), [], []
     monkeypatch.setattr("composer.editor.documents.LONG", 0.01)
     monkeypatch.setattr(
-        "composer.editor.documents.Analyser.analyse", lambda *_, **__: done.wait(10) and Analysis((), load_source({}))
+        "composer.editor.documents.Analyser.analyse",
+        lambda *_, **__: done.wait(10) and Analysis((), load_source({})),
     )
 
     async def session():
         documents = Documents(
-            lambda document, _: checked.append(document.uri), fail, lambda: said.append(len(checked))
+            lambda document, _: checked.append(document.uri),
+            fail,
+            lambda: said.append(len(checked)),
         )
         for uri in ("file:///a.yaml", "file:///b.yaml"):
             documents.opened(uri, uri[7:], BARE, 1, PositionCodec())
