@@ -183,7 +183,7 @@ class Looker:
         """
         file, environment, allow, _, limits = self._request
         if environment is not None:
-            made = self._spaces.of_environment(environment, allow, (), None)
+            known = self._spaces.of_environment(environment, allow, (), None)
         else:
             settings = Settings(allow)
             given = given_spaces(spec, read_text(file, None), file, settings, self._spaces)
@@ -191,8 +191,8 @@ class Looker:
                 raise SpecError(given.problems)
             if given.made is None:
                 raise SpacesUnknownError(given.unknown)
-            made = given.made
-        return recalled_spaces(spec, made.spaces, made.why_not_recalled, limits)
+            known = given.made
+        return recalled_spaces(spec, known.spaces, known.why_not_recalled, limits)
 
 
 def _raised(error: BaseException) -> Problem:

@@ -72,8 +72,8 @@ async def serve(
         log_config=None,
         http="h11", loop="asyncio", server_header=False, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    host = _Server(config, watch)
-    announce(f"http://{HOST}:{server.getsockname()[1]}/{token}/")
+    address = f"http://{HOST}:{server.getsockname()[1]}/{token}/"
+    host = _Server(config, watch, lambda: announce(address))
     following = asyncio.create_task(watch.follow())
     serving = asyncio.create_task(host.serve([server]))
     try:
@@ -88,9 +88,15 @@ async def serve(
 class _Server(uvicorn.Server):
     """uvicorn raises the signal again that has ended it; here Ctrl-C is the way to end, and no failure."""
 
-    def __init__(self, config: uvicorn.Config, watch: Watch) -> None:
+    def __init__(self, config: uvicorn.Config, watch: Watch, announce: Callable[[], None]) -> None:
         super().__init__(config)
         self._watch = watch
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """It takes signals by now: who ends it on seeing the address ends it well."""
+        await super().startup(sockets)
+        self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:

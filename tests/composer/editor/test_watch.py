@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from composer.editor import watch_server
 from composer.editor.watch_files import changes
 from composer.editor.watch_look import Look, Looker, Place, Request
 from composer.editor.watch_opener import Opener, OpenerError
-from composer.editor.watch_server import PortError, listening
+from composer.editor.watch_server import PortError, listening, serve
 from composer.editor.watch_state import Watch
 from tests.helpers.example_models import CARTPOLE
 from tests.helpers.paths import ROOT
@@ -523,6 +524,13 @@ def test_experiments_are_shown_too(tmp_path):
 
 
 # --- a process of its own ---------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_right_after_the_address_ends_it_well(folder, looker):
+    watch = Watch(str(folder / "agent.yaml"), looker.look)
+    with listening(0) as server:
+        asyncio.run(serve(watch, server, None, lambda address: signal.raise_signal(signal.SIGINT)))
+    assert watch.stopped.is_set()
 
 
 def test_ctrl_c_ends_it_well(tmp_path):
