@@ -85,7 +85,9 @@ def node_at_line(analysis: Analysis, line: int, file: str | None = None) -> Path
         file = known[0]
     spans = {place: span for place in analysis.nodes if (span := _span(analysis, place, file))}
     lines = {place: span.start.line or 0 for place, span in spans.items()}
-    around = [place for place, span in spans.items() if lines[place] <= line <= (span.end.line or 0)]
+    around = [
+        place for place, span in spans.items() if lines[place] <= line <= (span.end.line or 0)
+    ]
     if around:
         return min(around, key=lambda place: (line - lines[place], -len(place)))
     if not spans:
