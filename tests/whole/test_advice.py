@@ -141,6 +141,7 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "param_unclosed": [("${params.version", "$${params.version"), ("params: {version: v1}\n", "")],
     "param_unknown": [("params.widht", "params.width"), (", depth: 2", "")],
     "param_unused": [("params: {width: 64}\n", "")],
+    "param_unused_hides_no_settings": [(", depth: 2", ""), ("rulu", "relu")],
     "previous_action_called_reward": [("[action, reward]", "[action]")],
     "previous_beside_model": [("previous: [action]\n", "")],
     "previous_not_listed": [("previous: [action]", "previous: [action, reward]"), ("in: [observation, previous/action]", "in: [observation, previous/action, previous/reward]")],

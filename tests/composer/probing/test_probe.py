@@ -227,7 +227,7 @@ def test_times_are_shares_of_a_step(env):
     result = probe(composer.compose(PLAIN + CRITIC, env=env, seed=0), env, 32, baseline=False)
     shares = [node.time_share for node in result.outputs]
     assert sum(shares) == pytest.approx(1.0)
-    assert all(share > 0 for share in shares)
+    assert all(share and share > 0 for share in shares)
     assert all(n.time_share is None for n in result.nodes if n.layer == "linears.0")
 
 
