@@ -177,8 +177,8 @@ class _Adoption:
         for term in there.split("+"):
             if term.endswith(".*"):
                 start = re.escape(term[:-1])
-                found = {re.match(rf"{start}\d+(?=\.|$)", name) for name in self._tensors}
-                numbered = {match[0] for match in found if match}
+                matches = {re.match(rf"{start}\d+(?=\.|$)", name) for name in self._tensors}
+                numbered = {match[0] for match in matches if match}
                 terms += sorted(numbered, key=lambda name: int(name.rpartition(".")[2])) or [term]
             else:
                 terms.append(term)

@@ -81,28 +81,28 @@ def _training(settings: _Settings) -> list[Path]:
 
 def _chosen(document: Document, name: str | None) -> _Settings:
     if document.is_python:
-        found = _in_python(document)
+        settings_by_name = _in_python(document)
         top = Taken(Located({}, None))
     else:
         top = Taken(document.data)
-        found = _in_mapping(top)
-    if not found:
+        settings_by_name = _in_mapping(top)
+    if not settings_by_name:
         raise top.refusal(None, "it has no 'model' or 'model_config' of RLlib")
     if name is not None:
-        if name not in found:
-            near = did_you_mean(name, found) or f"; there is {few_of(found)}"
+        if name not in settings_by_name:
+            near = did_you_mean(name, settings_by_name) or f"; there is {few_of(settings_by_name)}"
             raise top.refusal(None, f"there are no settings {name!r}{near}")
-        return found[name]
-    kinds = {repr(plain(each.model.node)): each for each in found.values()}
+        return settings_by_name[name]
+    kinds = {repr(plain(each.model.node)): each for each in settings_by_name.values()}
     if len(kinds) > 1:
-        reason = f"it has the settings of {len(kinds)} models; say which with --class, or name=: {few_of(found)}"
+        reason = f"it has the settings of {len(kinds)} models; say which with --class, or name=: {few_of(settings_by_name)}"
         raise top.refusal(None, reason)
     return next(iter(kinds.values()))
 
 
 def _in_python(document: Document) -> dict[str, _Settings]:
     """By the name of a variable, or ``model:12`` by key and line: what the file gives as settings."""
-    found: dict[str, _Settings] = {}
+    settings_by_name: dict[str, _Settings] = {}
     text = foreign_text(document.path)
     named = [(name, node) for name, node in document.mappings.items() if _is_new_class(node)]
     places = {(node.position, repr(plain(node))) for _, node in named}
@@ -119,8 +119,10 @@ def _in_python(document: Document) -> dict[str, _Settings]:
         line = f":{node.position.line}" if node.position else ""
         model = Taken(node)
         model.ask(CLASS)
-        found[key if is_named else f"{key}{line}"] = _Settings(model, (), model, not is_new)
-    return found
+        settings_by_name[key if is_named else f"{key}{line}"] = _Settings(
+            model, (), model, not is_new
+        )
+    return settings_by_name
 
 
 def _is_new_class(node: Located) -> bool:
@@ -136,17 +138,17 @@ def _in_mapping(top: Taken) -> dict[str, _Settings]:
     direct = _settings_in(top, top)
     if direct is not None:
         return {"model": direct}
-    found = {}
+    settings_by_name = {}
     for key in top:
         if isinstance(top.node.value[key].value, dict):
             entry = top.below(key)
             settings = _settings_in(top, entry)
             if settings is not None:
-                found[key] = settings
-    if len(found) > 1:
-        for key in found:
-            found[key] = _only(top, key)
-    return found
+                settings_by_name[key] = settings
+    if len(settings_by_name) > 1:
+        for key in settings_by_name:
+            settings_by_name[key] = _only(top, key)
+    return settings_by_name
 
 
 def _only(top: Taken, key: str) -> _Settings:

@@ -176,9 +176,9 @@ class _Reader:
     def _memory(self, nodes: Nodes, there: str) -> None:
         layers = self.kwargs.layers("n_lstm_layers", 1)
         units = self.kwargs.whole("lstm_hidden_size", 256)
-        own = {"init": "default"} if self.is_orthogonal else {}
+        init = {"init": "default"} if self.is_orthogonal else {}
         more = {"num_layers": layers} if layers > 1 else {}
-        nodes.add("memory", "lstm", hidden_units=units, **more, **own)
+        nodes.add("memory", "lstm", hidden_units=units, **more, **init)
         for index in range(layers):
             nodes.weigh(f"memory.layers.{index}", f"{there}#{index}")
 
