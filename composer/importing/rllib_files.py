@@ -96,7 +96,9 @@ def _chosen(document: Document, name: str | None) -> _Settings:
     kinds = {repr(plain(each.model.node)): each for each in settings_by_name.values()}
     if len(kinds) > 1:
         names = few_of(settings_by_name)
-        reason = f"it has the settings of {len(kinds)} models; say which with --class, or name=: {names}"
+        reason = (
+            f"it has the settings of {len(kinds)} models; say which with --class, or name=: {names}"
+        )
         raise top.refusal(None, reason)
     return next(iter(kinds.values()))
 
