@@ -37,7 +37,7 @@ from composer.editor.facts import (
     with_shapes,
 )
 from composer.editor.given import Given, Settings, given_spaces
-from composer.editor.memory import Document
+from composer.editor.memory import Memory
 from composer.editor.mend import mended_data, mended_texts
 from composer.editor.module_cache import KeepingConstruction
 from composer.errors import Path, Position, Problem, Problems, SpecError
@@ -61,7 +61,7 @@ __all__ = ["Analyser", "Analysis", "analyse", "analyse_source"]
 Stage = Literal["syntax", "structure", "shapes"]
 GivenTo: TypeAlias = "Callable[[ModelSpec, str], Given]"
 NO_FILES: Mapping[str, str] = MappingProxyType({})
-MOST_DOCUMENTS = 16  # that are remembered
+MOST_FILES = 16  # that are remembered
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Analyser:
     def __init__(self, spaces: SpaceKeeper | None = None, keeps_modules: bool = True) -> None:
         self._spaces = spaces or SpaceKeeper()
         self._keeps_modules = keeps_modules
-        self._documents: dict[str, Document] = {}
+        self._memories: dict[str, Memory] = {}
         self._lock = threading.Lock()
 
     def analyse(
@@ -115,22 +115,22 @@ class Analyser:
         texts = {real_path(file): unsaved for file, unsaved in files.items()}
         with self._lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            document = self._document(path) if self._keeps_modules else Document()
-            return _Check(path, texts, settings, document, self._spaces).run(text)
+            memory = self._memory(path) if self._keeps_modules else Memory()
+            return _Check(path, texts, settings, memory, self._spaces).run(text)
 
     def forget(self, path: str) -> None:
         """Forget what is remembered of a file, which was closed."""
         with self._lock:
-            self._documents.pop(real_path(path), None)
+            self._memories.pop(real_path(path), None)
 
-    def _document(self, path: str) -> Document:
+    def _memory(self, path: str) -> Memory:
         """What is remembered of a file; nothing of the one that was asked for least lately, where there are many."""
         name = real_path(path)
-        document = self._documents.pop(name, None) or Document()
-        while len(self._documents) >= MOST_DOCUMENTS:
-            del self._documents[next(iter(self._documents))]
-        self._documents[name] = document
-        return document
+        memory = self._memories.pop(name, None) or Memory()
+        while len(self._memories) >= MOST_FILES:
+            del self._memories[next(iter(self._memories))]
+        self._memories[name] = memory
+        return memory
 
 
 class _Check:
@@ -141,19 +141,19 @@ class _Check:
         path: str,
         files: Mapping[str, str],
         settings: Settings,
-        document: Document,
+        memory: Memory,
         spaces: SpaceKeeper,
     ) -> None:
         self.path = path
         self.files = files
         self.settings = settings
-        self.document = document
+        self.memory = memory
         self.spaces = spaces
         self.parameters: dict[str, int] = {}
 
     @sparing
     def run(self, text: str) -> Analysis:
-        self.document.modules.begin()
+        self.memory.modules.begin()
         wrong: tuple[Problem, ...] = ()
         try:
             import_allowed(allow_list(self.settings.allow))
@@ -190,7 +190,7 @@ class _Check:
                 return known
             given = self._given(spec, text)
             known = self._with_guesses(known, structure, given)
-            self.document.remember(known.nodes, source, meant, given.name)
+            self.memory.remember(known.nodes, source, meant, given.name)
             return known
         return Analysis(problems, load_source({}))
 
@@ -223,7 +223,7 @@ class _Check:
         counts = {} if problems else self.parameters
         known = replace(known, problems=_in_order(problems), parameters=counts)
         if text:
-            self.document.remember(known.nodes, source, text, given.name)
+            self.memory.remember(known.nodes, source, text, given.name)
         return self._with_guesses(known, problems, given) if problems else known
 
     def _structure(self, source: Source) -> tuple[ModelSpec | None, list[Problem]]:
@@ -278,12 +278,12 @@ class _Check:
             prepare_parts(model, spec, context.problems, reads=True)
 
     def _construction(self) -> Callable[..., SeededConstruction]:
-        return partial(KeepingConstruction, cache=self.document.modules)
+        return partial(KeepingConstruction, cache=self.memory.modules)
 
     @contextmanager
     def _building(self, source: Source) -> Iterator[None]:
         def find(path: str) -> str:
-            self.document.modules.files_read += 1
+            self.memory.modules.files_read += 1
             return source.find_file(path)
 
         with on_cpu(), collection_paused(), files_found(find, has_weights=False):
@@ -323,7 +323,7 @@ class _Check:
         """``analysis``, with the last facts of nodes that are not known, if their own text is as it was then."""
         if not analysis.problems or (analysis.stage != "syntax" and analysis.environment is None):
             return analysis
-        last = self.document.recall(text, analysis.environment)
+        last = self.memory.recall(text, analysis.environment)
         nodes = with_outputs(analysis.nodes, last)
         values: dict[Path, dict[str, Shape | None]] = {}
         for path, of_node in last.items():
@@ -414,6 +414,6 @@ def analyse_source(
 ) -> Analysis:
     """What can be said of a spec that was read, with the spaces that ``given_to`` gives; nothing is kept."""
     settings = Settings(tuple(allow), limits=limits_from(limits))
-    check = _Check(source.name or "", NO_FILES, settings, Document(), SpaceKeeper())
-    check.document.modules.begin()
+    check = _Check(source.name or "", NO_FILES, settings, Memory(), SpaceKeeper())
+    check.memory.modules.begin()
     return check.of_source(source, "", given_to)

@@ -11,7 +11,7 @@ from composer.editor.module_cache import ModuleCache
 from composer.errors import Path, Span
 from composer.source.load import Source
 
-__all__ = ["Document"]
+__all__ = ["Memory"]
 
 MOST_CHECKS = 200  # that a node is remembered after the last one that knew it
 _LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
@@ -25,7 +25,7 @@ class _Last(NamedTuple):
 
 
 @dataclass
-class Document:
+class Memory:
     """What is remembered of one file."""
 
     modules: ModuleCache = field(default_factory=ModuleCache)

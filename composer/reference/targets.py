@@ -31,6 +31,8 @@ _BESIDE = {*NETWORK_KEYS, *POLICY_NETWORK_KEYS, *POLICY_KEYS, *CRITIC_KEYS}
 def allowed_modules(allow: Collection[str]) -> frozenset[str]:
     """The modules of ``allow`` and below them that are imported already; nothing is imported here."""
     roots = tuple(entry for entry in allow if not names_a_folder(entry))
+    if not roots:
+        return frozenset()
     below = tuple(f"{root}." for root in roots)
     return frozenset(n for n in [*sys.modules] if n in roots or n.startswith(below))
 

@@ -353,14 +353,14 @@ def test_what_is_remembered_has_bounds():
     for index in range(300):
         text = GOOD.replace("latent", f"latent{index}").replace("[4]", f"[{index + 1}]")
         assert analyser.analyse(text, "agent.yaml").problems == ()
-    (document,) = analyser._documents.values()
-    assert len(document.modules) < 7 + 2 * 14
-    assert len(document._last) < 6 + 2 * 202
+    (memory,) = analyser._memories.values()
+    assert len(memory.modules) < 7 + 2 * 14
+    assert len(memory._last) < 6 + 2 * 202
     for index in range(40):
         analyser.analyse(GOOD, f"agent{index}.yaml")
-    assert len(analyser._documents) == 16
+    assert len(analyser._memories) == 16
     analyser.forget("agent39.yaml")
-    assert len(analyser._documents) == 15
+    assert len(analyser._memories) == 15
 
 
 def test_other_kinds_of_specs(look):
