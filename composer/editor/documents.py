@@ -26,22 +26,20 @@ PAUSE = 0.06  # seconds without another change until a text is checked
 LONG = 30.0  # seconds: longer than an environment may take
 _SUFFIX = ".composer.yaml"
 _COMMENT = re.compile(r"\s*#\s*composer:")
-_PARTS = r"policy|critic|model|params"
+_KINDS = "policy|model|network|calls"  # of specs, by a key that each has
+_CHANGED = "policy|critic|model|params|calls|models|data"  # in what extends another
 
 
 def is_spec(text: str, path: str) -> bool:
     """Whether a YAML file is a spec: by its name, by a comment ``# composer:`` in its first lines, or by its keys.
 
-    Those are ``version`` and ``policy`` (or ``model``), or ``extends`` and a part that it changes.
+    Those are ``version`` and ``policy`` (or ``model``, ``network``, ``calls``), or ``extends`` and a part that it changes.
     """
     text = text.removeprefix(BOM)
     if path.endswith(_SUFFIX) or any(map(_COMMENT.match, text.split("\n", 3)[:3])):
         return True
-    has = {
-        name: _has_key(text, name)
-        for name in ("version", "policy|model|network", "extends", _PARTS)
-    }
-    return (has["version"] and has["policy|model|network"]) or (has["extends"] and has[_PARTS])
+    pairs = (("version", _KINDS), ("extends", _CHANGED))
+    return any(_has_key(text, first) and _has_key(text, second) for first, second in pairs)
 
 
 def _has_key(text: str, names: str) -> bool:

@@ -14,7 +14,7 @@ from pygls.workspace import PositionCodec
 
 from composer.editor.analysis import Analysis
 from composer.editor.documents import Documents
-from composer.editor.server import _is_alive
+from composer.editor.server import Server, _is_alive
 from composer.source.load import load_source
 from tests.helpers.language_client import Editor
 from tests.helpers.paths import ROOT
@@ -195,10 +195,30 @@ def test_checks_that_do_not_go_on_are_said_once(monkeypatch):
     assert (said, checked) == ([0], ["file:///a.yaml", "file:///b.yaml"])
 
 
+def test_what_is_said_of_a_check_that_does_not_end(monkeypatch):
+    said, server = [], Server()
+    monkeypatch.setattr(server, "say", lambda text, kind: said.append(text))
+    server.documents._say_that_it_waits()
+    server.documents._say_that_it_waits()
+    assert said == [
+        "a check takes longer than 30 seconds: a class or module that a spec names may never return; "
+        "nothing else is checked meanwhile; restart the server to stop it"
+    ]
+
+
 def test_a_document_that_is_opened_twice_is_one(editor, uri):
     assert editor.open(uri, SPEC.replace("dense", "dnse")) != []
     editor._versions.pop(uri)
     assert editor.open(uri, SPEC) == []
+
+
+def test_an_experiment_is_checked(editor, uri):
+    text = "version: 1\nextends: ppo\ncalls:\n  rew_inf: {with: sentimnt}\n"
+    (diagnostic,) = editor.open(uri, text)
+    assert diagnostic.message.startswith("unknown interface 'sentimnt'; known are ")
+    assert editor.under(uri, diagnostic.range) == "sentimnt"
+    assert editor.ask(lsp.TEXT_DOCUMENT_HOVER, uri, (3, 14)) is None
+    assert [each.name for each in editor.ask(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL, uri)] == ["version", "calls"]
 
 
 # --- hostile texts ----------------------------------------------------------------------------------------------------

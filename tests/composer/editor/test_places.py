@@ -74,6 +74,8 @@ def test_places_behind_the_text_are_its_ends():
         ("version: 1\nmodel: {}\n", True),
         ("version: 1\nnetwork: {}\n", True),
         ("extends: a.yaml\ncritic: null\n", True),
+        ("version: 1\ncalls: {}\n", True),
+        ("extends: ppo\nmodels: {}\n", True),
         ("#composer:\n", True),
         ("a: 1\nb: 2\n # composer: env=A-v1\n", True),
         ("a: 1\nb: 2\nc: 3\n# composer: env=A-v1\n", False),
