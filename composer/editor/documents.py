@@ -33,7 +33,8 @@ _CHANGED = "policy|critic|model|params|calls|models|data"  # in what extends ano
 def is_spec(text: str, path: str) -> bool:
     """Whether a YAML file is a spec: by its name, by a comment ``# composer:`` in its first lines, or by its keys.
 
-    Those are ``version`` and ``policy`` (or ``model``, ``network``, ``calls``), or ``extends`` and a part that it changes.
+    Those are ``version`` and ``policy`` (or ``model``, ``network``, ``calls``), or ``extends`` and a part that it
+    changes.
     """
     text = text.removeprefix(BOM)
     if path.endswith(_SUFFIX) or any(map(_COMMENT.match, text.split("\n", 3)[:3])):
