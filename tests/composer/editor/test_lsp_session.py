@@ -218,7 +218,10 @@ def test_an_experiment_is_checked(editor, uri):
     assert diagnostic.message.startswith("unknown interface 'sentimnt'; known are ")
     assert editor.under(uri, diagnostic.range) == "sentimnt"
     assert editor.ask(lsp.TEXT_DOCUMENT_HOVER, uri, (3, 14)) is None
-    assert [each.name for each in editor.ask(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL, uri)] == ["version", "calls"]
+    assert [each.name for each in editor.ask(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL, uri)] == [
+        "version",
+        "calls",
+    ]
 
 
 # --- hostile texts ----------------------------------------------------------------------------------------------------
