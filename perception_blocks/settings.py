@@ -151,7 +151,7 @@ def check_settings(
         setting = settings.get(name)
         if setting is not None:
             if not setting.fits(value):
-                wrong = mismatch(setting.annotation, value)
+                wrong = mismatch(setting.annotation, value) or ""
                 problems.append(SettingProblem(name, f"{name!r} " + wrong))
         elif not takes_any:
             named.add(near_name(name, settings, "setting"))

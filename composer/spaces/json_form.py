@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from composer.limits import GivenLimits, limits_from
+from composer.spaces.actors import flat_name
 from composer.spaces.sizes import SpaceSizes, refuse_actors
 from composer.spaces.tree import walk_space
 from perception_blocks.words import cut
@@ -87,18 +88,29 @@ def space_from_json(data: object, limits: GivenLimits = None) -> Space:
     return _SpaceReader(limits).read(data)
 
 
-def spaces_differ(expected: Space, actual: Space, root: str = "space") -> list[str]:
+def spaces_differ(
+    expected: Space | Mapping[Any, Space], actual: Space | Mapping[Any, Space], root: str = "space"
+) -> list[str]:
     """The differences between two spaces, a sentence for each key; empty if a model for one fits the other.
 
     The parts of a Sequence, Graph or OneOf have keys of their own: elements, nodes and edges, or 0, 1, ... Bounds count
-    as equal when they are close, as they do in gymnasium; the order of keys does not count.
+    as equal when they are close, as they do in gymnasium; the order of keys does not count. Spaces of
+    actors by key have the actor in front.
 
     >>> spaces_differ(spaces.Discrete(4), spaces.Discrete(5), "action")
     ["'action': n is 5, expected 4"]
     """
-    wanted = {key: part for key, _, part in walk_space(expected, root)}
-    actual_parts = {key: part for key, _, part in walk_space(actual, root)}
-    return list(_parts_differ(wanted, actual_parts))
+    return list(_parts_differ(_parts(expected, root), _parts(actual, root)))
+
+
+def _parts(space: Space | Mapping[Any, Space], root: str) -> dict[str, Space]:
+    if isinstance(space, Space):
+        return {key: part for key, _, part in walk_space(space, root)}
+    return {
+        f"{flat_name(actor)}/{key}": part
+        for actor, each in space.items()
+        for key, part in _parts(each, root).items()
+    }
 
 
 def _parts_differ(wanted: Mapping[str, Space], actual_parts: Mapping[str, Space]) -> Iterator[str]:

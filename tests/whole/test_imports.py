@@ -30,7 +30,7 @@ composer: errors atomic batch_axes limits | torch
 composer.source: values spans files scalars params parse dump overlay load foreign | yaml
 composer: trust |
 composer.spec: keys fields top_level parallel action_model model_spec nodes template references wrapper_names read network_file places diff |
-composer.spaces: nested sizes values kinds variable_readers variable tree action_inputs json_form actors pettingzoo previous lookup episode_starts recalling samples observer | gymnasium numpy torch pettingzoo mpe2
+composer.spaces: nested sizes values kinds variable_readers variable tree action_inputs actors json_form pettingzoo previous lookup episode_starts recalling samples observer | gymnasium numpy torch pettingzoo mpe2
 composer.distributions: candidates base joint autoregressive discrete cells bounds beta continuous gsde deterministic rules | torch numpy gymnasium
 composer.network: network autoregressive sharded registries module groups structured paths frozen | torch
 composer.lowered: network actions policy model | torch numpy

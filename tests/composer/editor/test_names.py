@@ -31,13 +31,16 @@ def renamed(names: Names, use: Use, new: str, texts: dict[str, str]) -> dict[str
     lines = {file: text.split("\n") for file, text in texts.items()}
     for each in sorted(names.all_of(use), key=lambda each: each.span.start[1:], reverse=True):
         (_, line, first), (_, _, last) = each.span
+        assert line is not None
+        assert first is not None
+        assert last is not None
         text = lines[each.file][line - 1]
         assert text[first - 1 : last - 1] == use.name
         lines[each.file][line - 1] = text[: first - 1] + new + text[last - 1 :]
     return {file: "\n".join(each) for file, each in lines.items()}
 
 
-def places(names: Names, use: Use) -> list[tuple[int, int]]:
+def places(names: Names, use: Use) -> list[tuple[int | None, int | None]]:
     return [each.span.start[1:] for each in names.all_of(use)]
 
 

@@ -144,7 +144,7 @@ def test_the_spec_computes_what_skrl_computes(case, tmp_path):
     assert result.left == []
     model = adopted(result, tensors, observation_space, action_space)
     assert count(model) == sum(count(each) for each in {id(m): m for m in models.values()}.values())
-    x = {name: torch.rand(7, *s.shape) for name, s in observation_space.items()} if case == "dict" else torch.rand(7, *observation_space.shape)  # fmt: skip
+    x = {name: torch.rand(7, *s.shape or ()) for name, s in observation_space.items()} if case == "dict" else torch.rand(7, *observation_space.shape or ())  # fmt: skip
     inputs = {"observations": flat(x), "states": flat(x)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

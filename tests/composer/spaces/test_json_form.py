@@ -177,6 +177,17 @@ def test_differences_within_spaces_of_varying_size(expected, actual, differences
     assert spaces_differ(expected, expected) == []
 
 
+def test_differences_of_actors_have_the_actor_in_front():
+    mine = {"a": spaces.Dict({"x": spaces.Discrete(2)}), ("b", 1): spaces.Discrete(3)}
+    assert spaces_differ(mine, dict(reversed(mine.items())), "observation") == []
+    other = {"a": spaces.Dict({"x": spaces.Discrete(4)}), "c": spaces.Discrete(3)}
+    assert spaces_differ(mine, other, "observation") == [
+        "'b/1/observation' is missing",
+        "'c/observation' is not expected",
+        "'a/x': n is 4, expected 2",
+    ]
+
+
 def test_bounds_that_are_close_do_not_differ():
     assert spaces_differ(spaces.Box(0, 0.1, (2,)), spaces.Box(0, TINY, (2,))) == []
 
