@@ -156,8 +156,8 @@ def _graph_network(
         network = AutoregressiveNetwork(block, graph.drawn)
         return Outcome(network, list(network.in_ports), block.out_ports)
     if several:
-        graph = _copied(graph, ports, outputs, requirements.copies)
-        block = InferenceBlock(graph, list(outputs), construction=construction)
+        graph, outputs = _copied(graph, ports, outputs, requirements.copies)
+        block = InferenceBlock(graph, outputs, construction=construction)
     return Outcome(GraphNetwork(block), block.in_keys, block.out_ports)
 
 
@@ -219,13 +219,22 @@ def _note_wrong_widths(
 
 def _copied(
     graph: Graph, ports: Mapping[str, Port], outputs: Mapping[str, str], copies: int
-) -> Graph:
-    """A graph of one node: an ensemble of ``graph``, with its ``outputs``."""
+) -> tuple[Graph, dict[str, str]]:
+    """A graph of one node: an ensemble of ``graph``; and what gives each of the ``outputs``.
+
+    Its values are called otherwise where an observation has the name of an output.
+    """
     graph.inputs = {}
     read = {name: name for node in graph.nodes for name in node.reads if name in ports}
     outer = Graph(ports, optional=ports)
-    outer.add(ENSEMBLE, graph, read, out=outputs, copies=copies)
-    return outer
+    values: dict[str, str] = {}
+    for name in outputs:
+        values[name] = name
+        while values[name] in ports or (values[name] != name and values[name] in outputs):
+            values[name] += "_"
+    out = {values[name]: value for name, value in outputs.items()}
+    outer.add(ENSEMBLE, graph, read, out=out, copies=copies)
+    return outer, values
 
 
 def _graph(

@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from composer.importing.imported import Imported
 from composer.importing.taken import Taken
 from perception_blocks.words import describe, hint
 
-__all__ = ["ACTION", "OBSERVATION", "Nodes", "activation_of", "gaussian", "linear_value"]
+__all__ = ["ACTION", "OBSERVATION", "Nodes", "activation_of", "gaussian"]
 
 OBSERVATION, ACTION = "observation", "action"  # the names of a space that is no dict
+_HEADS, _VALUE = "heads", "value"  # nodes that a network has itself
+_DROPPED = "_"  # which drops an output
 
 
 class Nodes:
-    """The graph of one ``part`` of a model, whose nodes each read the ``last`` one unless they say otherwise."""
+    """The graph of one ``part`` of a model, whose nodes each read the ``last`` one unless they say otherwise.
 
-    def __init__(self, imported: Imported, part: str, start: str = OBSERVATION) -> None:
+    ``observations`` are all that the model reads: nodes, whose names are chosen here, are called otherwise.
+    """
+
+    def __init__(
+        self,
+        imported: Imported,
+        part: str,
+        start: str = OBSERVATION,
+        observations: Iterable[str] = (),
+    ) -> None:
         self.imported, self.part, self.start, self.last = imported, part, start, start
         self.graph: dict[str, dict[str, Any]] = {}
+        self._taken = {_HEADS, _DROPPED, start, *observations}
 
     def add(
         self, name: str, block: str, reads: str | list[str] | None = None, **settings: Any
-    ) -> None:
-        """Append a node; a setting that is None is left out."""
+    ) -> str:
+        """Append a node called ``name``, or nearly so, and return its name; a setting that is None is left out."""
+        name = self._free(name)
         given = {key: value for key, value in settings.items() if value is not None}
         self.graph[name] = {"block": block, "in": self.last if reads is None else reads, **given}
         self.last = name
+        return name
+
+    def begin_with(self, shared: str) -> None:
+        """Let the first node read a value that the policy shares."""
+        self._taken.add(shared)
+        self.last = shared
+
+    def _free(self, name: str) -> str:
+        """``name`` as a node can be called, with a number where something has it already."""
+        name = re.sub(r"\W", "_", name, flags=re.ASCII)
+        name = f"_{name}" if name[:1].isdigit() else name
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        taken = self._taken | self.graph.keys() | {_VALUE}
+        return next(each for each in names if each not in taken)
 
     def weigh(self, inside: str, there: str) -> None:
         """Pair the weights of ``latent.linears.0`` with those called ``there``."""
@@ -40,14 +69,25 @@ class Nodes:
         activation: str,
         theirs: Sequence[str],
         **settings: Any,
-    ) -> None:
+    ) -> str:
         """Append linear layers, each followed by the activation; ``theirs`` are their names there."""
-        self.add(name, "dense", hidden_units=list(units), activation=activation, **settings)
+        name = self.add(name, "dense", hidden_units=list(units), activation=activation, **settings)
         for index, there in enumerate(theirs):
             self.weigh(f"{name}.linears.{index}", there)
+        return name
 
-    def concat(self, name: str, reads: list[str]) -> None:
-        self.add(name, "concat", reads)
+    def concat(self, name: str, reads: list[str]) -> str:
+        return self.add(name, "concat", reads)
+
+    def critic(self, reads: str, there: str, init: Any = None) -> dict[str, Any]:
+        """A critic with this graph and a value that is linear in ``reads``; ``there`` are its weights there."""
+        rule = {} if init is None else {"init": init}
+        if _VALUE in self._taken:  # of an observation
+            self.weigh(f"{_HEADS}.{_VALUE}.linear", there)
+            return {"graph": self.graph, "heads": {"in": reads, **rule}}
+        self.weigh(f"{_VALUE}.linear", there)
+        value = {"block": "linear_output", "in": reads, "output_units": 1, **rule}
+        return {"graph": {**self.graph, _VALUE: value}}
 
     def end(self) -> str:
         """What heads read: the last value; where there is no node yet, the observation as a vector."""
@@ -75,9 +115,3 @@ def activation_of(
 def gaussian(log_std: str, **settings: Any) -> dict[str, Any]:
     """The entry of ``distributions`` for the action; ``log_std`` is learned or follows from the state."""
     return {"action": ACTION, "distribution": "gaussian", "log_std": log_std, **settings}
-
-
-def linear_value(reads: str, init: Any = None) -> dict[str, Any]:
-    """The node of a critic's value."""
-    rule = {} if init is None else {"init": init}
-    return {"block": "linear_output", "in": reads, "output_units": 1, **rule}

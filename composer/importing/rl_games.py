@@ -15,7 +15,6 @@ from composer.importing.nodes import (
     Nodes,
     activation_of,
     gaussian,
-    linear_value,
 )
 from composer.importing.taken import Taken
 from perception_blocks.words import describe, hint
@@ -134,15 +133,15 @@ class _Reader:
         last = nodes.end()
         heads = self._heads(last)
         policy: dict[str, Any] = {"graph": nodes.graph, "heads": heads}
-        critic: dict[str, Any] = {}
         if self.separate:
             nodes = self._network("critic", "critic_", "c_")
-            critic = {"graph": {**nodes.graph, "value": linear_value(nodes.end(), self.init)}}
+            nodes.end()
         else:
             policy["shares"] = [last]
-            critic = {"graph": {"value": linear_value(last, self.init)}}
+            nodes = Nodes(self.out, "critic")
+            nodes.begin_with(last)
         self._linear_outputs()
-        self.out.weights.append(("critic.value.linear", f"{_MODEL}value"))
+        critic = nodes.critic(nodes.last, f"{_MODEL}value", self.init)
         self.out.spec |= {"policy": policy, "critic": critic}
 
     def _linear_outputs(self) -> None:
@@ -274,9 +273,9 @@ class _Reader:
             raise cnn.refusal("convs", "needs at least one convolution")
         activation = activation_of(cnn, "activation", _ACTIVATIONS)
         init = self._initializer(cnn)
-        nodes.add("conv", "strided_conv", **settings, activation=activation, init=init)
+        conv = nodes.add("conv", "strided_conv", **settings, activation=activation, init=init)
         for index in range(len(layers)):
-            nodes.weigh(f"conv.convs.{index}", f"{there}.{2 * index}")
+            nodes.weigh(f"{conv}.convs.{index}", f"{there}.{2 * index}")
         nodes.add("features", "flatten")
 
     def _mlp(self, nodes: Nodes, there: str) -> None:
@@ -299,15 +298,15 @@ class _Reader:
         for index, width in enumerate(self.units):
             if index:
                 nodes.concat(f"with_input_{index}", [nodes.last, start])
-            name = f"layer_{index}"
             norm = "layer" if is_normed and index else None
             names = [f"{there}.linears.{index}"]
-            nodes.dense(name, [width], self.activation, names, norm=norm, init=self.init)
+            settings = {"norm": norm, "init": self.init}
+            name = nodes.dense(f"layer_{index}", [width], self.activation, names, **settings)
             if norm:
                 nodes.weigh(f"{name}.norms.0", f"{there}.norm_layers.{index}")
             elif is_normed:
-                nodes.add("norm_0", "torch.nn.LayerNorm", normalized_shape=width)
-                nodes.weigh("norm_0", f"{there}.norm_layers.0")
+                name = nodes.add("norm_0", "torch.nn.LayerNorm", normalized_shape=width)
+                nodes.weigh(name, f"{there}.norm_layers.0")
 
     def _memory(
         self, nodes: Nodes, rnn: Taken, features: str, there: str, concat_input: bool
@@ -318,12 +317,13 @@ class _Reader:
         if concat_input:
             nodes.concat("memory_input", [nodes.last, features])
         units, layers = rnn.whole("units"), rnn.layers("layers")
-        nodes.add("memory", name, hidden_units=units, num_layers=layers if layers > 1 else None)
+        more = {"num_layers": layers} if layers > 1 else {}
+        memory = nodes.add("memory", name, hidden_units=units, **more)
         for index in range(layers):
-            nodes.weigh(f"memory.layers.{index}", f"{there}rnn.rnn#{index}")
+            nodes.weigh(f"{memory}.layers.{index}", f"{there}rnn.rnn#{index}")
         if rnn.flag("layer_norm", False):
-            nodes.add("memory_norm", "torch.nn.LayerNorm", normalized_shape=units)
-            nodes.weigh("memory_norm", f"{there}layer_norm")
+            norm = nodes.add("memory_norm", "torch.nn.LayerNorm", normalized_shape=units)
+            nodes.weigh(norm, f"{there}layer_norm")
         if rnn.flag("concat_output", False):
             nodes.concat("memory_output", [nodes.last, features])
 

@@ -69,7 +69,7 @@ class _Reader:
         if not policy.graph:
             last = policy.end()
         if shares:
-            critic.last = last
+            critic.begin_with(last)
         else:
             self._encoder(critic)
         self._head_layers(policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,6 @@ from composer.importing.nodes import (
     Nodes,
     activation_of,
     gaussian,
-    linear_value,
 )
 from composer.importing.taken import CLASS, Code, Taken
 from composer.source.values import Located
@@ -127,11 +127,11 @@ class _Reader:
     def read(self) -> Imported:
         actor, critic = self._models()
         self.out.spec["distributions"] = [self._distribution(actor.taken)]
-        heads = f"policy.heads.{ACTION}.linear"
-        nodes = self._network(actor, "policy", heads)
+        nodes, output = self._network(actor, "policy")
+        nodes.weigh(f"heads.{ACTION}.linear", output)
         self.out.spec["policy"] = {"graph": nodes.graph, "heads": {"in": nodes.last}}
-        nodes = self._network(critic, "critic", "critic.value.linear")
-        self.out.spec["critic"] = {"graph": {**nodes.graph, "value": linear_value(nodes.last)}}
+        nodes, output = self._network(critic, "critic")
+        self.out.spec["critic"] = nodes.critic(nodes.last, output)
         self._normalize(actor, critic)
         return self.out
 
@@ -171,9 +171,10 @@ class _Reader:
 
     # --- networks ---------------------------------------------------------------------------------------------------
 
-    def _network(self, model: _Model, part: str, head: str) -> Nodes:
+    def _network(self, model: _Model, part: str) -> tuple[Nodes, str]:
+        """The layers of ``part`` but the last, and where a checkpoint has that one."""
         taken, names = model.taken, self.sets[part]
-        nodes = Nodes(self.out, part, names[0])
+        nodes = Nodes(self.out, part, names[0], itertools.chain(*self.sets.values()))
         if len(names) > 1:
             nodes.concat("joined", names)
         if self._is_recurrent(taken):
@@ -183,8 +184,7 @@ class _Reader:
         nodes.dense(
             "latent", widths, activation, [f"{model.network}.{2 * i}" for i in range(len(widths))]
         )
-        self.out.weights.append((head, f"{model.network}.{2 * len(widths)}"))
-        return nodes
+        return nodes, f"{model.network}.{2 * len(widths)}"
 
     def _widths(self, model: _Model) -> list[int]:
         taken, key = model.taken, model.widths
@@ -211,14 +211,10 @@ class _Reader:
             )
         size = "rnn_hidden_size" if taken.has("rnn_hidden_size") else "rnn_hidden_dim"
         layers = taken.layers("rnn_num_layers", 1)
-        nodes.add(
-            "memory",
-            kind,
-            hidden_units=taken.whole(size, 256),
-            num_layers=layers if layers > 1 else None,
-        )
+        more = {"num_layers": layers} if layers > 1 else {}
+        memory = nodes.add("memory", kind, hidden_units=taken.whole(size, 256), **more)
         for index in range(layers):
-            nodes.weigh(f"memory.layers.{index}", f"{model.memory}#{index}")
+            nodes.weigh(f"{memory}.layers.{index}", f"{model.memory}#{index}")
 
     def _is_recurrent(self, taken: Taken) -> bool:
         """By the name of the class. Raises SpecError for networks of other classes."""

@@ -15,7 +15,6 @@ __all__ = ["fill_in"]
 
 _SQRT_2 = 1.414214
 _FEATURES = "features"  # the node that an extractor ends with
-_OF_OBSERVATION = ("codes", "image", "features")  # how nodes of observations end
 _HEAD = f"policy.heads.{ACTION}.linear"
 _LOG_STD = f"policy.distributions.{ACTION}.log_std"
 
@@ -111,6 +110,9 @@ class _Reader:
 
     # --- the body -------------------------------------------------------------------------------------------------
 
+    def _nodes(self, part: str) -> Nodes:
+        return Nodes(self.out, part, observations=[seen.key for seen in self.agent.seen or ()])
+
     def _features(self, nodes: Nodes, there: str) -> bool:
         """Append what the features extractor called ``there`` does; whether it has weights."""
         units = self._units_of_images()
@@ -137,10 +139,7 @@ class _Reader:
         """Append a node for each observation that is not a vector yet, and join them; whether one has weights."""
         vectors, has_weights = [], False
         for seen in self.agent.seen or ():
-            name = re.sub(r"\W", "_", seen.key)
-            while {f"{name}_{what}" for what in _OF_OBSERVATION} & nodes.graph.keys():
-                name += "_"  # of another key, which differs in a sign
-            nodes.last = seen.key
+            name = nodes.last = seen.key
             if seen.form == "categories":
                 nodes.add(f"{name}_codes", "one_hot")
             elif seen.form == "image" and self.extractor == "CombinedExtractor":
@@ -159,7 +158,7 @@ class _Reader:
 
     def _cnn(self, nodes: Nodes, image: str, name: str, reads: str, there: str, units: int) -> None:
         self._scaled(nodes, image, reads)
-        nodes.add(name, "nature_cnn_dense", hidden_units=units)
+        name = nodes.add(name, "nature_cnn_dense", hidden_units=units)
         for index in range(3):
             nodes.weigh(f"{name}.conv.convs.{index}", f"{there}.cnn.{2 * index}")
         nodes.weigh(f"{name}.flatten_dense.dense.linears.0", f"{there}.linear.0")
@@ -178,14 +177,14 @@ class _Reader:
         units = self.kwargs.whole("lstm_hidden_size", 256)
         init = {"init": "default"} if self.is_orthogonal else {}
         more = {"num_layers": layers} if layers > 1 else {}
-        nodes.add("memory", "lstm", hidden_units=units, **more, **init)
+        memory = nodes.add("memory", "lstm", hidden_units=units, **more, **init)
         for index in range(layers):
-            nodes.weigh(f"memory.layers.{index}", f"{there}#{index}")
+            nodes.weigh(f"{memory}.layers.{index}", f"{there}#{index}")
 
     # --- policies -------------------------------------------------------------------------------------------------
 
     def _actor_critic(self) -> None:
-        policy, critic = Nodes(self.out, "policy"), Nodes(self.out, "critic")
+        policy, critic = self._nodes("policy"), self._nodes("critic")
         extractors = ("pi_features_extractor", "vf_features_extractor")
         if self.shares:
             extractors = ("features_extractor", "features_extractor")
@@ -197,7 +196,7 @@ class _Reader:
         if self.agent.algorithm == "ppo_lstm":
             shares = self._memories(policy, critic, shares, extractors[1])
         elif shares:
-            critic.last = shares[0]
+            critic.begin_with(shares[0])
         else:
             self._features(critic, extractors[1])
         self._latent(policy, self.policy_units, "mlp_extractor.policy_net")
@@ -215,10 +214,11 @@ class _Reader:
         self._memory(policy, "lstm_actor")
         if kwargs.flag("shared_lstm", False):
             kwargs.ask("enable_critic_lstm")
-            critic.add("fixed", "detach", policy.last)  # its loss does not train the memory
+            critic.begin_with(policy.last)
+            critic.add("fixed", "detach")  # its loss does not train the memory
             return [policy.last]
         if shares:
-            critic.last = features
+            critic.begin_with(features)
         else:
             self._features(critic, extractor)
         if kwargs.flag("enable_critic_lstm", True):
@@ -230,7 +230,7 @@ class _Reader:
         return shares
 
     def _dqn(self) -> None:
-        policy = Nodes(self.out, "policy")
+        policy = self._nodes("policy")
         self._features(policy, "q_net.features_extractor")
         self._latent(policy, self.policy_units, "q_net.q_net")
         self._write("policy", policy, f"q_net.q_net.{2 * len(self.policy_units)}", None)
@@ -243,7 +243,7 @@ class _Reader:
         self._off_policy("actor.mu", f"actor.mu.{2 * len(self.policy_units)}")
 
     def _off_policy(self, layers: str, head: str) -> None:
-        policy, critic = Nodes(self.out, "policy"), Nodes(self.out, "critic")
+        policy, critic = self._nodes("policy"), self._nodes("critic")
         has_weights = self._features(policy, "actor.features_extractor")
         shares = [policy.last] if has_weights and self.shares else []
         self._latent(policy, self.policy_units, layers)
@@ -251,7 +251,7 @@ class _Reader:
         count = self.kwargs.layers("n_critics", self.algorithm.critics)
         before = len(self.out.weights)
         if shares:
-            critic.last = shares[0]
+            critic.begin_with(shares[0])
         else:
             self._features(critic, "critic.features_extractor")
             if has_weights and count > 1:

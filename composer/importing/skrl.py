@@ -7,8 +7,8 @@ from typing import Any
 from composer.importing.document import Document
 from composer.importing.imported import Imported, finished
 from composer.importing.kinds import Kind
-from composer.importing.nodes import ACTION, OBSERVATION, Nodes, gaussian, linear_value
-from composer.importing.skrl_network import Containers
+from composer.importing.nodes import ACTION, OBSERVATION, Nodes, gaussian
+from composer.importing.skrl_network import Containers, named_observations
 from composer.importing.taken import Taken
 from composer.source.values import plain
 from perception_blocks.words import hint
@@ -50,6 +50,7 @@ class _Reader:
         self.models, self.out = models, out
         self.separate = models.flag("separate", True)
         self.observations: dict[str, None] = {}
+        self.names = [OBSERVATION, *named_observations(models)]
 
     def read(self) -> None:
         policy = self.models.below("policy")
@@ -59,7 +60,7 @@ class _Reader:
         _require_output(policy, "ACTIONS")
         linear = after if self.separate else "policy.policy_layer"
         self.out.weights.append((f"policy.heads.{ACTION}.linear", linear))
-        self.out.spec["policy"] = {"graph": nodes.graph, "heads": {"in": nodes.end()}}
+        self.out.spec["policy"] = {"graph": nodes.graph, "heads": {"in": nodes.last}}
         if self.models.has("value"):
             self._value(self.models.below("value"), nodes)
 
@@ -70,22 +71,20 @@ class _Reader:
         value.ask("clip_actions")  # of a value it changes nothing
         _require_output(value, "ONE")
         if self.separate:
-            nodes, after = self._network(value, "critic", "value.")
-            graph, there = {**nodes.graph, "value": linear_value(nodes.end())}, after
+            nodes, there = self._network(value, "critic", "value.")
         else:
             layers = plain(self.models.below("policy").node.value["network"])
             if value.has("network") and value.plain("network") != layers:
                 self.out.note(
                     f"{value.name('network')}: a shared model has the layers of the policy alone, as in skrl"
                 )
-            last = policy.end()
-            self.out.spec["policy"]["shares"] = [last]
-            graph, there = {"value": linear_value(last)}, "policy.value_layer"
-        self.out.weights.append(("critic.value.linear", there))
-        self.out.spec["critic"] = {"graph": graph}
+            self.out.spec["policy"]["shares"] = [policy.last]
+            nodes, there = Nodes(self.out, "critic"), "policy.value_layer"
+            nodes.begin_with(policy.last)
+        self.out.spec["critic"] = nodes.critic(nodes.last, there)
 
     def _network(self, model: Taken, part: str, there: str) -> tuple[Nodes, str]:
-        nodes = Nodes(self.out, part)
+        nodes = Nodes(self.out, part, observations=self.names)
         containers = Containers(nodes, there)
         containers.read(model)
         self.observations |= containers.observations

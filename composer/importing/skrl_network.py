@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from composer.importing.nodes import OBSERVATION, Nodes
 from composer.importing.taken import MOST, Taken
 from perception_blocks.words import describe, hint, listing
 
-__all__ = ["Containers"]
+__all__ = ["Containers", "named_observations"]
 
 ACTIVATIONS = {
     "elu": "elu",
@@ -30,7 +29,6 @@ _LAYERS = ("linear", "conv2d", "flatten")
 _OBSERVATIONS = ("OBSERVATIONS", "STATES")
 _CHANNELS_FIRST = (0, 3, 1, 2)  # of a batch of images
 _LONGEST = 1_000  # characters of an expression
-_TAKEN_NAMES = (OBSERVATION, "value")  # which our graphs have
 _KEY = re.compile(r"""\[\s*["']([^"']+)["']\s*\]""")  # of a dict of observations
 
 
@@ -56,15 +54,12 @@ class Containers:
         self.nodes, self._there = nodes, there
         self._values: dict[str, str] = {}  # containers by name -> the node that gives their output
         self.observations: dict[str, None] = {}  # what was read of them
-        self._taken = set(_TAKEN_NAMES)
         self.after = ""  # the name of what follows the last layer, where skrl puts the output
 
     def read(self, model: Taken) -> None:
         network = model.entries("network")
         if not network:
             raise model.refusal("network", "needs at least one container of layers")
-        for container in network:
-            self._taken |= set(_KEY.findall(container.text("input")))
         for container in network:
             name = container.text("name")
             if not name.isidentifier():
@@ -81,7 +76,7 @@ class Containers:
             else:
                 runs.append([layer])
         for index, run in enumerate(runs):
-            node = self._free(name if index == len(runs) - 1 else f"{name}_{index}")
+            node = name if index == len(runs) - 1 else f"{name}_{index}"
             self._node(node, run, f"{self._there}{name}_container")
         self._values[name] = self.nodes.last
         used = len(layers) + sum(layer.activation != _NONE for layer in layers)
@@ -90,12 +85,13 @@ class Containers:
     def _node(self, name: str, run: list[_Layer], there: str) -> None:
         block, bias = run[0].block, run[0].settings.get("bias", True)
         if block == "flatten":
-            return self.nodes.add(name, "flatten")
+            self.nodes.add(name, "flatten")
+            return
         settings = {k: [layer.settings[k] for layer in run] for k in run[0].settings if k != "bias"}
         more: dict[str, Any] = {} if bias else {"bias": False}
         if all(value == 1 for value in settings.get("dilations", [])):
             settings.pop("dilations", None)
-        self.nodes.add(name, block, **settings, activation=run[0].activation, **more)
+        name = self.nodes.add(name, block, **settings, activation=run[0].activation, **more)
         inside = "linears" if block == "dense" else "convs"
         for index, layer in enumerate(run):
             self.nodes.weigh(f"{name}.{inside}.{index}", f"{there}.{layer.index}")
@@ -228,15 +224,22 @@ class Containers:
         for known, node in self.nodes.graph.items():
             if node == {"block": block, "in": reads}:
                 return known
-        self.nodes.add(self._free(name), block, reads)
-        return self.nodes.last
+        return self.nodes.add(name, block, reads)
 
-    def _free(self, name: str) -> str:
-        """``name``, with a number where a node or an observation has it."""
-        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        return next(
-            each for each in names if each not in self.nodes.graph and each not in self._taken
-        )
+
+def named_observations(models: Taken) -> list[str]:
+    """The observations of a dict that any of the ``models`` reads."""
+    names: dict[str, None] = {}
+    waiting = [models.node.value]
+    while waiting:
+        value = waiting.pop()
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, node in inner:
+            if isinstance(node.value, dict | list):
+                waiting.append(node.value)
+            elif key == "input" and isinstance(node.value, str):
+                names |= dict.fromkeys(_KEY.findall(node.value))
+    return [*names]
 
 
 def _linear(given: Mapping[str, Any] | list[Any]) -> tuple[str, dict[str, Any]]:

@@ -518,3 +518,33 @@ def test_twins_learn_in_pendulum():
     after = model.critic.target.state_dict()
     moved = [(after[name] - tensor).abs().max() for name, tensor in before.items()]
     assert all(0 < distance < 0.01 for distance in moved)
+
+
+@pytest.mark.parametrize("name", ["q_value", "q_value_", "ensemble"])
+def test_an_ensemble_reads_an_observation_that_is_called_like_its_output(name):
+    def built(name):
+        graph = {"both": {"block": "concat", "in": [name, "action/action"]}}
+        spec = {
+            "version": 1,
+            "policy": {
+                "graph": {"latent": {"block": "dense", "in": name, "hidden_units": 4}},
+                "heads": {"in": "latent"},
+            },
+            "critic": {"kind": "state_action", "ensemble": 2, "graph": graph},
+        }
+        both = {
+            "observation_space": spaces.Dict({name: spaces.Box(-1, 1, (2,))}),
+            "action_space": spaces.Box(-1, 1, (2,)),
+        }
+        return composer.compose(spec, **both, seed=0)
+
+    model, plain = built(name), built("seen")
+    assert model.critic.state_dict().keys() == plain.critic.state_dict().keys()
+    seen, action = torch.randn(3, 2), torch.rand(3, 2)
+    values = model.critic({name: seen}, action)
+    assert values.keys() == {"q_value"}
+    torch.testing.assert_close(values["q_value"], plain.critic({"seen": seen}, action)["q_value"])
+    torch.testing.assert_close(
+        model.critic.target.value({name: seen}, action),
+        plain.critic.target.value({"seen": seen}, action),
+    )

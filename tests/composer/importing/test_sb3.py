@@ -523,9 +523,9 @@ def test_keys_that_differ_in_a_sign_are_nodes_of_their_own(tmp_path, monkeypatch
     graph = import_config("agent.zip").spec["policy"]["graph"]
     assert {name: node["in"] for name, node in graph.items() if node["block"] == "one_hot"} == {
         "arm_1_codes": "arm-1",
-        "arm_1__codes": "arm_1",
+        "arm_1_codes_2": "arm_1",
     }
-    assert graph["features"]["in"] == ["arm_1_codes", "arm_1__codes"]
+    assert graph["features"]["in"] == ["arm_1_codes", "arm_1_codes_2"]
 
 
 def test_a_setting_that_is_not_taken_over_is_named(an_agent, tmp_path, monkeypatch):
