@@ -16,11 +16,43 @@ from tests.composer.importing.test_sb3 import adopted, close, samples, saved
 from tests.helpers.foreign import imported
 
 # Names that import gives to nodes, those that a network has itself, and others that are no names of nodes.
-NAMES = """
-observation action value heads policy critic latent memory features features_for_value joined both shared fixed image
-conv one_hot memory_input memory_output memory_norm with_previous head net net_0 latent_2 value_2 q_value prev_value
-present arm-1 arm_1 1st x/y class é
-""".split()
+NAMES = [
+    "observation",
+    "action",
+    "value",
+    "heads",
+    "policy",
+    "critic",
+    "latent",
+    "memory",
+    "features",
+    "features_for_value",
+    "joined",
+    "both",
+    "shared",
+    "fixed",
+    "image",
+    "conv",
+    "one_hot",
+    "memory_input",
+    "memory_output",
+    "memory_norm",
+    "with_previous",
+    "head",
+    "net",
+    "net_0",
+    "latent_2",
+    "value_2",
+    "q_value",
+    "prev_value",
+    "present",
+    "arm-1",
+    "arm_1",
+    "1st",
+    "x/y",
+    "class",
+    "é",
+]
 ACTIONS = Box(-2, 2, (2,))
 
 
@@ -50,7 +82,9 @@ def test_sb3_reads_observations_of_any_name(algorithm, actions, kwargs, tmp_path
     for names in drawings(2, 3):
         space = vectors(names)
         agent = saved(tmp_path, algorithm, policy, space, actions, policy_kwargs=kwargs)
-        _, model, _ = adopted(tmp_path, space, actions) if algorithm is not DQN else loose(tmp_path, space)
+        _, model, _ = (
+            adopted(tmp_path, space, actions) if algorithm is not DQN else loose(tmp_path, space)
+        )
         if algorithm is PPO:
             seen = samples(space)
             x, _ = agent.policy.obs_to_tensor(seen)
@@ -80,7 +114,7 @@ MODEL = "{class_name: %s, hidden_dims: [3], activation: elu, distribution_cfg: {
 def test_rsl_rl_reads_groups_of_any_name(kind, tmp_path):
     for names in drawings(6, 4):
         half = max(1, len(names) // 2)
-        groups = f"obs_groups: {{actor: {names[:half]}, critic: {names[half - 1:]}}}\n"
+        groups = f"obs_groups: {{actor: {names[:half]}, critic: {names[half - 1 :]}}}\n"
         text = f"{groups}actor: {MODEL % kind}\ncritic: {MODEL % kind}\n"
         result = imported(tmp_path, text)
         composer.compose(result.spec, observation_space=vectors(names), action_space=ACTIONS)
@@ -107,10 +141,15 @@ def test_skrl_reads_containers_and_observations_of_any_name(separate, tmp_path):
     for _ in range(12):
         names = chosen.sample(NAMES, 3)
         containers = [name for name in NAMES if name.isidentifier()]
-        policy, value = chosen.choice([*containers, names[0].replace("-", "_")]), chosen.choice(containers)
+        policy, value = (
+            chosen.choice([*containers, names[0].replace("-", "_")]),
+            chosen.choice(containers),
+        )
         if not policy.isidentifier():
             continue
-        reads = [", ".join(f'OBSERVATIONS["{name}"]' for name in each) for each in (names[:2], names[1:])]
+        reads = [
+            ", ".join(f'OBSERVATIONS["{name}"]' for name in each) for each in (names[:2], names[1:])
+        ]
         result = imported(tmp_path, SKRL % (separate, policy, reads[0], value, reads[1]))
         used = names if separate else names[:2]
         model = composer.compose(result.spec, observation_space=vectors(used), action_space=ACTIONS)
@@ -121,8 +160,14 @@ def test_skrl_reads_containers_and_observations_of_any_name(separate, tmp_path):
 def test_a_node_has_a_free_name():
     nodes = Nodes(Imported({}), "critic", "latent", ["value", "net"])
     nodes.begin_with("features")
-    names = [nodes.add(name, "flatten") for name in ("latent", "latent", "value", "heads", "features", "1-é")]
+    names = [
+        nodes.add(name, "flatten")
+        for name in ("latent", "latent", "value", "heads", "features", "1-é")
+    ]
     assert names == ["latent_2", "latent_3", "value_2", "heads_2", "features_2", "_1__"]
     nodes.weigh("latent_2", "there")
     assert nodes.critic("net", "value_net") == {"graph": nodes.graph, "heads": {"in": "net"}}
-    assert nodes.imported.weights == [("critic.latent_2", "there"), ("critic.heads.value.linear", "value_net")]
+    assert nodes.imported.weights == [
+        ("critic.latent_2", "there"),
+        ("critic.heads.value.linear", "value_net"),
+    ]
