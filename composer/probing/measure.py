@@ -7,33 +7,19 @@ its places are samples. They are added up batch by batch, so that nothing but a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DELTA", "MOST_SAMPLES", "NEAR", "TAU", "Activity", "Measured", "stable_rank"]
+from composer.probing.node import Measured
+
+__all__ = ["DELTA", "MOST_SAMPLES", "NEAR", "TAU", "Activity", "stable_rank"]
 
 TAU = 0.025  # of the dormant score
 NEAR = 0.01  # how near a bound a saturated value is
 DELTA = 0.01  # of the sum of singular values, what the rank leaves out
 MOST_SAMPLES = 2048  # for the rank
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The numbers of a layer; shares are between 0 and 1. ``dormant`` is NaN where values are not finite."""
-
-    units: int
-    mean: float
-    std: float
-    low: float
-    high: float
-    dead: float
-    dormant: float
-    saturated: float | None
-    srank: int
 
 
 class Activity:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["OUTPUT", "NodeProbe"]
+__all__ = ["OUTPUT", "Measured", "NodeProbe"]
 
 OUTPUT = "output"  # the layer that is a node's output; a user's class has several: "output action"
 RISE = 0.05  # of a share of units or values, above which it counts as worse
@@ -15,7 +15,22 @@ SHARES = ("dead", "dormant", "saturated")
 
 
 @dataclass(frozen=True)
-class NodeProbe:
+class Measured:
+    """What the values of a layer alone say; `NodeProbe` tells what the numbers are."""
+
+    units: int
+    mean: float
+    std: float
+    low: float
+    high: float
+    dead: float
+    dormant: float
+    saturated: float | None
+    srank: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeProbe(Measured):
     """The numbers of a node's output (``layer`` "output"), or of an inner layer after its activation.
 
     ``path`` is the node's in the model, "policy/latent"; ``units`` counts features, of images channels, whose places
@@ -35,15 +50,6 @@ class NodeProbe:
 
     path: str
     layer: str
-    units: int
-    mean: float
-    std: float
-    low: float
-    high: float
-    dead: float
-    dormant: float
-    saturated: float | None
-    srank: int
     weight_norm: float
     gradient_norm: float
     time_share: float | None

@@ -77,11 +77,11 @@ def prepared(model: Model, env: Any) -> Any:
     except ValueError as error:
         raise ProbeError(str(error)) from error
     wanted = (model.observation_space, model.action_space)
-    problems = [
+    problems = dict.fromkeys(  # an actor lacks both spaces
         line
         for root, mine, theirs in zip(("observation", "action"), wanted, spaces, strict=True)
         for line in _differences(root, mine, theirs)
-    ]
+    )
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ProbeError(f"the model is for other spaces than those of the environment:{lines}")
@@ -89,6 +89,7 @@ def prepared(model: Model, env: Any) -> Any:
 
 
 def _differences(root: str, mine: Any, theirs: Any) -> list[str]:
+    """As `spaces_differ`, where an environment may lack actors that the model has."""
     if is_by_actor(mine) != is_by_actor(theirs):
         of, its = (
             f"for the actors {few_of(map(flat_name, each))}" if is_by_actor(each) else "for one"
@@ -99,12 +100,8 @@ def _differences(root: str, mine: Any, theirs: Any) -> list[str]:
         return spaces_differ(mine, theirs, root)
     missing = [flat_name(key) for key in theirs if key not in mine]
     lines = [f"the model has no actor {few_of(missing)}"] if missing else []
-    return lines + [
-        f"{flat_name(key)!r}: {line}"
-        for key, space in theirs.items()
-        if key in mine
-        for line in spaces_differ(mine[key], space, root)
-    ]
+    both = [key for key in theirs if key in mine]  # the model may know more actors
+    return lines + spaces_differ(*({key: each[key] for key in both} for each in (mine, theirs)), root)
 
 
 def played(model: Model, env: Any, steps: int, seed: int) -> Played:

@@ -20,7 +20,8 @@ from composer.probing.watched import Watched
 from composer.spaces.actors import flat_name
 from composer.spaces.samples import batch_of
 
-__all__ = ["GAMMA", "Batch", "Gradients", "batches_of", "passed", "replayed", "starting_state"]
+__all__ = ["GAMMA", "Batch", "Gradients", "passed", "replayed", "single_steps", "spans_of"]
+__all__ += ["starting_state"]
 
 GAMMA = 0.99  # the discount of the returns
 LONGEST = 128  # steps in one batch, which bounds the memory; gradients go back no further
@@ -49,8 +50,8 @@ class Gradients:
     notes: tuple[str, ...] = ()
 
 
-def replayed(watched: Watched, steps: Played, batches: Sequence[Batch]) -> Gradients:
-    """Run policy and critic over all ``batches``, and return the gradients of what a policy gradient would minimise.
+def replayed(watched: Watched, steps: Played, spans: Sequence[tuple[int, int]]) -> Gradients:
+    """Run policy and critic over the batches of all ``spans``, and return the gradients of what a policy gradient would minimise.
 
     That is ``-log_prob * standardised return + 0.5 * (value - return) ** 2``, the mean over steps and actors, where a
     return is the discounted sum of rewards to the end of the episode or of the steps. Nothing is updated.
@@ -67,7 +68,8 @@ def replayed(watched: Watched, steps: Played, batches: Sequence[Batch]) -> Gradi
             "every step has the same return: the policy has no gradient, whatever its weights"
         )
     told = len(notes)
-    for batch in batches:
+    for start, end in spans:
+        batch = _batch(watched.model, steps, start, end)
         watched.begin()
         with (
             torch.enable_grad(),
@@ -221,17 +223,17 @@ def _returns(steps: Played) -> list[dict[str | None, float]]:
 # --- steps as batches ---
 
 
-def batches_of(model: Model, steps: Played, longest: int = LONGEST) -> list[Batch]:
-    """The steps in batches of at most ``longest``, each of the same actors and shapes."""
+def spans_of(model: Model, steps: Played, longest: int = LONGEST) -> list[tuple[int, int]]:
+    """The (start, end) of batches of at most ``longest`` steps, each of the same actors and shapes."""
     if isinstance(model.critic, DeltaStateCritic):
         longest = 1  # a value may build on that of the step before
-    batches, start = [], 0
+    spans, start = [], 0
     for end in range(1, len(steps) + 1):
         is_full = end - start == longest or end == len(steps)
         if is_full or _form(steps, end) != _form(steps, start):
-            batches.append(_batch(model, steps, start, end))
+            spans.append((start, end))
             start = end
-    return batches
+    return spans
 
 
 def _form(steps: Played, index: int) -> Any:

@@ -96,7 +96,11 @@ class Probe:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data."""
-        nodes = [dataclasses.asdict(node) | {"worse": list(node.worse)} for node in self.nodes]
+        nodes = [
+            {"path": node.path, "layer": node.layer, **dataclasses.asdict(node)}
+            | {"worse": list(node.worse)}
+            for node in self.nodes
+        ]
         return {
             "steps": self.steps,
             "seed": self.seed,

@@ -16,15 +16,15 @@ from composer.errors import SpecError
 from composer.lowered.model import LoweredModel
 from composer.model import Model, compose
 from composer.network.sharded import refuse_sharded
-from composer.probing.measure import TAU, Measured
-from composer.probing.node import OUTPUT, NodeProbe
+from composer.probing.measure import TAU
+from composer.probing.node import OUTPUT, Measured, NodeProbe
 from composer.probing.play import Played, ProbeError, played, prepared
 from composer.probing.replay import (
     Gradients,
-    batches_of,
     passed,
     replayed,
     single_steps,
+    spans_of,
     starting_state,
 )
 from composer.probing.result import Probe
@@ -56,6 +56,9 @@ def probe(
     of the dormant score. With ``baseline`` each number has beside it that of the same spec freshly drawn (with the
     seed of the model and the model's normalisers), on the same steps; ``allow`` is as for `compose`, and is only needed
     where the classes of the spec have not been imported by the model itself. `NodeProbe` says what is measured.
+
+    All steps are kept until the end, as the return of a step is that of what follows it: the memory grows with
+    ``steps`` times the size of an observation. What is measured of the layers is added up batch by batch.
 
     Nothing of the model changes: it acts as a copy in eval mode, over the same weights, and no random state moves. A
     lowered model is measured as it was before.
@@ -185,9 +188,9 @@ def _take_times(watched: Watched, record: Played) -> None:
 
 def _measured(watched: Watched, record: Played, tau: float) -> tuple[Numbers, Gradients]:
     """The numbers of all layers by (path, layer), without times."""
-    batches = batches_of(watched.model, record)
-    watched.record(len(batches))
-    gradients = replayed(watched, record, batches)
+    spans = spans_of(watched.model, record)
+    watched.record(len(spans))
+    gradients = replayed(watched, record, spans)
     numbers = {
         (node.path, layer): _as_node(node, layer, measured, gradients)
         for node in watched.nodes

@@ -16,8 +16,8 @@ from composer.model import Model
 from composer.network.groups import SeparateNetworks
 from composer.network.module import NetworkModule
 from composer.network.structured import StructuredModule
-from composer.probing.measure import Activity, Measured
-from composer.probing.node import OUTPUT
+from composer.probing.measure import Activity
+from composer.probing.node import OUTPUT, Measured
 from perception_blocks.base_block import PerceptionBlock, first_output
 from perception_blocks.blocks.conv import ImageBlock
 from perception_blocks.ensemble.ensemble import EnsembleBlock

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
-from composer.probing.play import ProbeError
-from composer.probing.run import probe
 from composer.spaces.lookup import make_environment
 from composer.training.environment import environment_maker
 from composer.training.evaluation import Evaluation, acting, evaluate
@@ -104,6 +102,9 @@ class Recorder:
 
     def _probe_now(self) -> None:
         """Measure what the nodes of the model do now; the numbers are a row of their own."""
+        from composer.probing.play import ProbeError
+        from composer.probing.run import probe
+
         task = self._folder.task
         with self._set_aside("probing"):
             try:

@@ -226,7 +226,10 @@ def test_agents_that_come_and_go_end_their_episodes_apart():
 
 
 def test_gradients_are_compared_within_policy_and_critic():
-    node = NodeProbe("policy/a", "output", 1, 0, 1, 0, 1, 0, 0, None, 1, 1.0, 0.1, None)
+    node = NodeProbe(
+        path="policy/a", layer="output", units=1, mean=0, std=1, low=0, high=1, dead=0, dormant=0,
+        saturated=None, srank=1, weight_norm=1.0, gradient_norm=0.1, time_share=None,
+    )  # fmt: skip
     others = [
         replace(node, path="policy/b", gradient_norm=0.001),
         replace(node, path="critic/a", gradient_norm=1000.0),

@@ -15,8 +15,8 @@ from torch import nn
 
 import composer
 from composer.probing import ProbeError, probe
-from composer.probing.play import played
-from composer.probing.replay import GAMMA, batches_of
+from composer.probing.play import played, prepared
+from composer.probing.replay import GAMMA, spans_of
 from composer.probing.watched import copied
 from perception_blocks.random_states import random_states_kept
 from tests.helpers.parallel_envs import Signs
@@ -384,7 +384,7 @@ def test_a_spec_that_cannot_be_composed_again_has_no_baseline(env):
 def test_long_plays_are_replayed_in_batches(env):
     model = composer.compose(PLAIN, env=env, seed=0)
     record = recorded(model, env, 300)
-    assert [(b.start, b.end) for b in batches_of(model, record)] == [
+    assert spans_of(model, record) == [
         (0, 128),
         (128, 256),
         (256, 300),
@@ -523,6 +523,29 @@ def test_an_environment_of_other_spaces_is_refused(env):
     rest = "the observation space of the model is for one, and that of the environment for the actors 'a_0', 'a_1', 'b_0'"
     with pytest.raises(ProbeError, match=re.escape(rest)):
         probe(model, Signs())
+
+
+def test_an_environment_may_lack_actors_and_not_have_more():
+    spec = "version: 1\nignore: [sign]\npolicy: {action_mask: {a/action: legal}, networks: {a: {template: {}}, b_0: {template: {}}}}"
+    model = composer.compose(spec, env=Signs(), seed=0)
+
+    class Fewer(Signs):
+        possible_agents = ["a_0", "b_0"]
+
+    class Other(Signs):
+        possible_agents = ["a_0", "b_0", "c_0"]
+
+        def action_space(self, agent):
+            return spaces.Box(-1, 1, (3,)) if agent == "b_0" else super().action_space(agent)
+
+    assert prepared(model, Fewer()).possible_agents == ["a_0", "b_0"]
+    with pytest.raises(ProbeError) as caught:
+        prepared(model, Other())
+    assert str(caught.value) == (
+        "the model is for other spaces than those of the environment:\n"
+        "  the model has no actor 'c_0'\n"
+        "  'b_0/action': shape is (3,), expected (1,)"
+    )
 
 
 def test_an_environment_that_fails_is_told_with_the_step():
