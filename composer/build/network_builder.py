@@ -30,7 +30,15 @@ from composer.spec.references import origins
 from composer.template.expansion import expand
 from composer.trust import PathError, import_trusted
 from perception_blocks.base_block import is_built_in
-from perception_blocks.graph.graph import BlockSource, Graph, GraphError, GraphProblem, Node
+from perception_blocks.graph.graph import (
+    LEFT_OUT,
+    BlockSource,
+    Graph,
+    GraphError,
+    GraphProblem,
+    Node,
+)
+from perception_blocks.graph.wiring import LeftOutError
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port
 from perception_blocks.registry import BLOCKS, MissingExtraError
@@ -48,7 +56,6 @@ __all__ = ["build_network"]
 SIZED_BLOCKS = ("linear_output", "dueling")  # as heads they need not be told their width
 SIZES = {"output_units", "output_shape"}
 VALUE_HEADS = ("quantile_value", "categorical_value")  # with a width, one value for each action
-NOT_BUILT = "the structure of this node is wrong"  # which nobody reads
 WIRING = ("in", "out", "each", "same_as")  # keys of a node that are about others as well
 ENVIRONMENT = ("environment",)  # what gives the observations
 ENDS = ("linear_output", "dueling", "value", *VALUE_HEADS)
@@ -259,7 +266,7 @@ def _add(
     init = node.init
     block: BlockSource
     if context.is_broken(node):
-        block = _BrokenNodeError()
+        block = LeftOutError()  # its structure is wrong, which has been noted
     elif node.graph is not None:
         if init is not None:
             rule = checked_rule(init, (*node.path, "init"), context)
@@ -279,19 +286,12 @@ def _add(
             settings,
             out=node.out,
             each=node.each,
-            same_as=None if isinstance(block, _BrokenNodeError) else node.same_as,
+            same_as=None if context.is_broken(node) else node.same_as,
             init=init,
             group=group,
             copies=node.copies if isinstance(block, Graph) else None,
         )
     )
-
-
-class _BrokenNodeError(Exception):
-    """A node is not built, as its structure is wrong, which has been noted."""
-
-    def __str__(self) -> str:
-        return NOT_BUILT
 
 
 def _block(node: NodeSpec, context: BuildContext) -> BlockSource:
@@ -396,7 +396,7 @@ def _note(
     context: BuildContext,
     notes: BuildNotes,
 ) -> None:
-    if problem.message == NOT_BUILT:
+    if problem.kind == LEFT_OUT:
         return
     path = place_of(spec, problem.path)
     if problem.key is not None:

@@ -150,7 +150,7 @@ class _Assembly:
 
     def _note_error(self, node: Node, error: Exception) -> None:
         if isinstance(error, NodeError):
-            self._note(node, error.key, error.message, error.of_key)
+            self._note(node, error.key, error.message, error.of_key, error.kind)
         elif isinstance(error, InputShapeError):
             if node.each:
                 error = _within_each(error, node.each)
@@ -175,13 +175,14 @@ class _Assembly:
         key: str | None,
         message: str,
         of_key: bool = False,
+        kind: str = "",
         related: tuple[tuple[str, str], ...] = (),
     ) -> None:
         """Note a problem of ``node`` once; one of its block or settings, where these are written."""
         owner = node if key in _WIRING else self._source(node)
         if key not in (*_WIRING, "block", "init") and key not in owner.settings:
             key, of_key = None, False
-        problem = GraphProblem(owner.path, key, message, of_key, related=related)
+        problem = GraphProblem(owner.path, key, message, of_key, kind=kind, related=related)
         if problem not in self._noted:
             self._noted.add(problem)
             self.problems.append(problem)

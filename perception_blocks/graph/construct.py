@@ -28,7 +28,7 @@ from perception_blocks.base_block import (
 from perception_blocks.blocks.custom import FunctionalBlock
 from perception_blocks.graph.built import BuiltModule, ModuleKey
 from perception_blocks.graph.graph import Block, BlockSource, Node
-from perception_blocks.graph.wiring import CombinedNodeError, NodeError, refused_call
+from perception_blocks.graph.wiring import CombinedNodeError, LeftOutError, NodeError, refused_call
 from perception_blocks.init import Rule, draw_parameters, initializer
 from perception_blocks.measure import initialize_lazy, measure, measure_lengths, output_shapes
 from perception_blocks.port import InputShapeError, Port, format_shape
@@ -140,6 +140,8 @@ def resolve_block(
     """
     if isinstance(block, str):
         return _by_name(block), settings
+    if isinstance(block, LeftOutError):
+        raise block
     if isinstance(block, Exception):  # why there is none
         raise NodeError("block", str(block))
     if isinstance(block, nn.Module) or (isinstance(block, type) and issubclass(block, nn.Module)):

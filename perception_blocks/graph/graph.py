@@ -23,6 +23,7 @@ __all__ = ["Block", "BlockSource", "Graph", "GraphError", "GraphProblem", "Node"
 
 # Graphs within one another: a module calls the next, and Python's stack has an end.
 MAX_NESTING = 100
+LEFT_OUT = "left out"  # the kind of a problem that is known where the node was wired
 
 Block: TypeAlias = type[nn.Module] | nn.Module
 # What a node may name as its block: an exception says why there is none.
@@ -38,8 +39,8 @@ class GraphProblem:
     message: str
     of_key: bool = False  # the key itself is at fault (misspelt), not its value
     blocks_order: bool = False  # the nodes cannot be put in an order before this is mended
-    kind: str = ""  # for a problem between nodes: the DagProblem's kind,
-    name: str | None = None  # and the value that it is about
+    kind: str = ""  # of a problem between nodes: the DagProblem's kind; LEFT_OUT
+    name: str | None = None  # the value that a problem between nodes is about
     # Values that explain it, of the graph in which the node stands, each with what is to be said of it.
     related: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 

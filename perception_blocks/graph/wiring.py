@@ -9,11 +9,12 @@ from dataclasses import replace
 from torch import nn
 
 from perception_blocks.base_block import block_label
-from perception_blocks.graph.graph import Block, Graph, Node
+from perception_blocks.graph.graph import LEFT_OUT, Block, Graph, Node
 from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.words import as_module_name, did_you_mean, hint
 
 __all__ = [
+    "LeftOutError",
     "NodeError",
     "filled",
     "kept_mask",
@@ -32,9 +33,20 @@ PORT_SETTINGS = {"num_embeddings": "cardinality", "vocab_size": "cardinality"}
 class NodeError(ValueError):
     """A problem of the node that is being built: at which ``key`` of it, and whether the key itself is at fault."""
 
+    kind = ""  # of its GraphProblem
+
     def __init__(self, key: str | None, message: str, of_key: bool = False) -> None:
         super().__init__(message)
         self.key, self.message, self.of_key = key, message, of_key
+
+
+class LeftOutError(NodeError):
+    """Given as the block of a node that is not to be built: what is wrong with it is known where it was wired."""
+
+    kind = LEFT_OUT
+
+    def __init__(self) -> None:
+        super().__init__("block", "the node is left out")
 
 
 class CombinedNodeError(Exception):
