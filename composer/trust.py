@@ -309,7 +309,8 @@ def _import(module: str) -> ModuleType:
                     f"use allow=[{parent!r}] or --allow {parent}"
                 ) from error
             raise NoModuleError(
-                f"there is no module {module!r}; is its folder on PYTHONPATH, or the current folder?"
+                f"there is no module {module!r}; start in its folder, or add it to PYTHONPATH "
+                "(for an editor: to composer.path)"
             ) from error
         advice = advice_on_missing(error)
         raise PathError(f"the module {module!r} cannot be imported: {error}{advice}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from composer.errors import Position, Problem, SpecError
 from perception_blocks.words import Suggestion, near_name
@@ -59,13 +59,16 @@ def begins_as_checkpoint(data: bytes) -> bool:
     return b"\0" in start and start.endswith(b"{")
 
 
-def read_text(path: str, asked_at: Position | None) -> str:
-    """The text of the file at ``path``. Raises SpecError for anything but a readable text file."""
+def read_text(path: str, asked_at: Position | None, parents: Sequence[str] = ()) -> str:
+    """The text of the file at ``path``. Raises SpecError for anything but a readable text file.
+
+    ``parents`` are the real paths of the files that extend it: their names are no near ones.
+    """
     name = display_name(path)
     if name.endswith(".py"):
         message = f"{name!r} is a Python file, not a spec; a spec names its classes: policy: {{_target_: module.Class}}"
         raise SpecError([Problem(message, (), asked_at)])
-    problem, data = no_file(path), b""
+    problem, data = no_file(path, parents), b""
     if problem is None:
         try:
             with open(path, "rb") as file:
@@ -77,7 +80,7 @@ def read_text(path: str, asked_at: Position | None) -> str:
     return _decode(data, name)
 
 
-def no_file(path: str) -> str | None:
+def no_file(path: str, parents: Sequence[str] = ()) -> str | None:
     """Why there is no regular file at ``path``, or None; opening a pipe or a device would block or never end."""
     name = display_name(path)
     try:
@@ -85,7 +88,7 @@ def no_file(path: str) -> str | None:
     except FileNotFoundError:
         if os.path.islink(path):
             return f"{name!r} is a link to a file that is not there"
-        return f"there is no file {name!r}" + near_file(path)
+        return f"there is no file {name!r}" + near_file(path, parents)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return f"{name!r} cannot be read: {reason}"
@@ -127,14 +130,15 @@ def as_utf8(data: bytes, name: str, line: int = 1) -> str:
         raise SpecError([Problem(message, (), place)]) from None
 
 
-def near_file(path: str) -> str:
-    """The end of a message about a file that is missing: the near name in its folder."""
+def near_file(path: str, but: Sequence[str] = ()) -> str:
+    """The end of a message about a file that is missing: the near name in its folder, ``but`` for these paths."""
     folder, file = os.path.split(path)
     try:
         names = os.listdir(folder or ".")
     except (OSError, ValueError):
         return ""
-    near = near_name(file, names[:1000])
+    taken = {os.path.basename(path) for path in but if os.path.dirname(path) == real_path(folder)}
+    near = near_name(file, [name for name in names[:1000] if name not in taken])
     if not near:
         return ""
     return Suggestion(f"; did you mean {display_name(os.path.join(folder, near))!r}?", file, near)

@@ -284,14 +284,14 @@ class _Files:
         if refusal:
             raise SpecError([Problem(refusal, ("extends",), asked_at)])
         if identity not in self._merged:
-            root = _parse(self._text(path, asked_at), display_name(path), self._problems)
+            root = _parse(self._text(path, asked_at, parents), display_name(path), self._problems)
             self.seen.append(display_name(path))
             self._merged[identity] = self._on_its_bases(root, path, (*parents, identity))
         return self._merged[identity]
 
-    def _text(self, path: str, asked_at: Position | None) -> str:
+    def _text(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> str:
         text = self._texts.get(real_path(path))
-        return read_text(path, asked_at) if text is None else text.removeprefix(BOM)
+        return read_text(path, asked_at, parents) if text is None else text.removeprefix(BOM)
 
     def load_named(
         self, name: str, asked_at: Position | None, parents: tuple[str, ...]
@@ -305,7 +305,7 @@ class _Files:
             path = os.path.join(os.path.dirname(parents[-1]) if parents else "", name)
             if os.path.exists(path) or real_path(path) in self._texts:
                 return None  # reading it says what else it is
-            message = f"there is no file {name!r}{near_file(path)}"
+            message = f"there is no file {name!r}{near_file(path, parents)}"
             if "did you mean" in str(error):
                 message += f"; {error}"
             raise SpecError([Problem(message, ("extends",) if parents else (), asked_at)]) from None

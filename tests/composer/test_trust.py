@@ -144,7 +144,7 @@ def test_what_is_not_the_class_that_is_needed_is_named(nets, path, message):
 
 def test_modules_that_cannot_be_imported_are_named_with_their_traceback(nets):
     assert message_of("no_nets.A", ["no_nets"]) == (
-        "there is no module 'no_nets'; is its folder on PYTHONPATH, or the current folder?"
+        "there is no module 'no_nets'; start in its folder, or add it to PYTHONPATH (for an editor: to composer.path)"
     )
     assert message_of("needy_nets.A", ["needy_nets"]) == (
         "the module 'needy_nets' cannot be imported: No module named 'a_module_that_is_nowhere'"

@@ -535,7 +535,7 @@ def test_every_block_is_described_with_its_example(name):
         ),
         (
             ["check", "agent.yaml", "--allow", "no_such_nets"],
-            "there is no module 'no_such_nets'; is its folder on PYTHONPATH, or the current folder?",
+            "there is no module 'no_such_nets'; start in its folder, or add it to PYTHONPATH (for an editor: to composer.path)",
         ),
         (
             ["check", "agent.yaml", "--set", "params.wdth=3"],

@@ -498,6 +498,21 @@ def test_what_a_registered_spec_names_is_beside_it_and_what_overrides_name_is_no
     assert place(missing, "c.txt") == "here/c.txt"
 
 
+def test_a_file_that_is_missing_is_never_taken_for_the_one_that_extends_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, agent="extends: agnt.yaml\n")
+    assert message_of("agent.yaml") == "agent.yaml:1:10: there is no file 'agnt.yaml'"
+    write(tmp_path, agent2="a: 1\n")
+    expected = "agent.yaml:1:10: there is no file 'agnt.yaml'; did you mean 'agent2.yaml'?"
+    assert message_of("agent.yaml") == expected
+    (tmp_path / "agent2.yaml").rename("agnet.yaml")
+    assert message_of("agent.yaml").endswith("; did you mean 'agnet.yaml'?")
+    write(tmp_path, agent="extends: agnt\n")
+    with pytest.raises(SpecError) as caught:
+        load_source("agent.yaml", named=registered)
+    assert "agent.yaml'?" not in str(caught.value)
+
+
 def test_a_file_without_suffix_is_read_where_no_spec_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "plain").write_text("a: 1\n")
     (tmp_path / "mine.yaml").write_text("extends: plain\n")

@@ -224,7 +224,7 @@ def test_an_allowed_module_that_cannot_be_imported_hides_no_other_problem():
         read({**with_policy(graph=graph, heads={"in": "a"}), "critic": 3}, ["nowhere_nets"])
     assert str(caught.value) == (
         "policy.graph.a.block: unknown block 'spectral_block'; an allowed module might have it, but "
-        "there is no module 'nowhere_nets'; is its folder on PYTHONPATH, or the current folder?\n"
+        "there is no module 'nowhere_nets'; start in its folder, or add it to PYTHONPATH (for an editor: to composer.path)\n"
         "critic: 'critic' must be a mapping with a 'graph', a '_target_' or a 'template', got the number 3"
     )
 
