@@ -51,7 +51,7 @@ class Gradients:
 
 
 def replayed(watched: Watched, steps: Played, spans: Sequence[tuple[int, int]]) -> Gradients:
-    """Run policy and critic over the batches of all ``spans``, and return the gradients of what a policy gradient would minimise.
+    """Run policy and critic over all ``spans``, and return the gradients of what a policy gradient would minimise.
 
     That is ``-log_prob * standardised return + 0.5 * (value - return) ** 2``, the mean over steps and actors, where a
     return is the discounted sum of rewards to the end of the episode or of the steps. Nothing is updated.
