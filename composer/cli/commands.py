@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import shutil
 import sys
-from collections.abc import Callable, Sequence, Sized
-from contextlib import closing
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Sequence
 
+from composer.cli.check import run_check
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
 from composer.cli.differences import compared
 from composer.cli.importing import add_import_options, run_import
+from composer.cli.init import run_init
 from composer.cli.loading import (
     UserError,
     as_user_errors,
@@ -28,9 +27,7 @@ from composer.cli.loading import (
     is_action_model,
     is_checkpoint,
     load_given,
-    model_of_source,
-    read_source,
-    write_text,
+    model_of,
 )
 from composer.cli.lsp import add_lsp_options, run_lsp
 from composer.cli.options import (
@@ -44,20 +41,16 @@ from composer.cli.options import (
     add_spec,
     add_training_options,
 )
+from composer.cli.output import say, say_fitted, silence_output, width_of_terminal, write
 from composer.cli.probe import add_probe_options, run_probe
 from composer.cli.prove import run_prove
 from composer.cli.run import add_run_options, run_experiment, with_overrides
-from composer.cli.runs import add_compare_options, add_eval_options, model_of, run_compare, run_eval
-from composer.cli.train import run_train, take_config
+from composer.cli.runs import add_compare_options, add_eval_options, run_compare, run_eval
+from composer.cli.train import run_train
 from composer.cli.watch import add_watch_options, run_watch
 from composer.cli.why import add_why_options, run_why
 from composer.errors import RefusedError, SpecError
-from composer.source.files import as_argument, real_path
-from perception_blocks.words import readable, wrapped
-
-if TYPE_CHECKING:
-    from composer.dataflow.experiment import Experiment
-    from composer.source.load import Source
+from composer.source.files import real_path
 
 __all__ = ["main"]
 
@@ -100,11 +93,11 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         return _answer(arguments, error, advice)
     except BrokenPipeError:  # `composer blocks | head`
-        _silence_output()
+        silence_output()
     except OSError as error:
         if error.filename is not None or error.errno not in _FULL:
             return _fail_in_a_class(arguments, error)
-        _silence_output()
+        silence_output()
         return _fail(
             f"composer {arguments.command}: the output cannot be written: {error.strerror}"
         )
@@ -122,11 +115,6 @@ def _answer(arguments: argparse.Namespace, error: Exception, advice: str = "") -
     where = "" if isinstance(error, SpecError) else f"composer {arguments.command}: "
     status = _fail(f"{where}{error}{advice}")
     return 2 if getattr(arguments, "exit_code", False) else status  # 1 is for differences
-
-
-def _silence_output() -> None:
-    """At its end the process does not try again to write the rest of the output."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _allow_more(arguments: argparse.Namespace) -> None:
@@ -156,29 +144,8 @@ def _fail_in_a_class(arguments: argparse.Namespace, error: Exception) -> int:
 
 
 def _fail(text: str) -> int:
-    _say(text, file=sys.stderr)
+    say(text, file=sys.stderr)
     return 1
-
-
-def _say(text: object, end: str = "\n", file: TextIO | None = None) -> None:
-    """Print ``text``, which may quote files, with escapes for what a terminal cannot show."""
-    _write(readable(str(text)) + end, sys.stdout if file is None else file)
-
-
-def _write(text: str, stream: TextIO) -> None:
-    encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
-def _width_of_terminal() -> int | None:
-    """The columns of the terminal; None where the output goes elsewhere."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def _say_fitted(text: str) -> None:
-    """Print ``text`` in lines as long as the terminal's; those after the first of a line are indented."""
-    width = _width_of_terminal()
-    _say("\n".join(part for line in text.splitlines() for part in wrapped(line, width)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -199,131 +166,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _init(arguments: argparse.Namespace) -> None:
-    if arguments.env is None and arguments.file is None:
-        arguments.usage_error("give an environment, or a spec with --from")
-    text = _start(arguments) if arguments.file is None else _written_out(arguments)
-    if arguments.output is None:
-        _say(text, end="")
-        return
-    if os.path.exists(arguments.output):
-        raise UserError(f"{arguments.output!r} is there already; remove it or choose another name")
-    from composer.cli.schema_file import write_spec
-    from composer.trust import allow_options
-
-    if arguments.no_schema:
-        write_text(arguments.output, text)
-        written = arguments.output
-    else:
-        written = write_spec(arguments.output, text, arguments.allow)
-    options = allow_options(arguments.allow, arguments.env)
-    _say(f"wrote {written}; next: composer check {as_argument(arguments.output)}{options}")
-
-
-def _start(arguments: argparse.Namespace) -> str:
-    """A first spec for an environment."""
-    from composer.spaces.lookup import environment_spaces, is_by_actor, make_environment
-    from composer.template.starter import starting_actor_spec, starting_spec
-    from composer.trust import import_allowed
-
-    import_allowed(arguments.allow)
-    env = make_environment(arguments.env)
-    with closing(env), as_user_errors(ValueError):
-        spaces = environment_spaces(env, dict(arguments.limits))
-        write = starting_actor_spec if is_by_actor(spaces[0]) else starting_spec
-        return write(*spaces, arguments.env, arguments.allow)
-
-
-def _written_out(arguments: argparse.Namespace) -> str:
-    """A spec with its templates as graphs."""
-    model = composed_model(arguments)
-    if is_action_model(model.source):
-        raise UserError(f"{arguments.file}: an action model has no templates to write out")
-    from composer.cli.write_out import written_out
-
-    with as_user_errors(ValueError, before=f"{arguments.file}: "):
-        return written_out(model)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    loaded = load_given(arguments)
-    if (experiment := experiment_of(arguments, loaded)) is not None:
-        return _check_experiment(arguments, experiment)
-    if (network := composed_network(arguments, loaded[0])) is not None:
-        count = sum(parameter.numel() for parameter in network.parameters())
-        return _say(f"{arguments.file}: good; {count:,} parameters")
-    source, spaces = read_source(arguments, loaded, is_composed=True)
-    if is_action_model(source):
-        return _check_action_model(arguments, source, spaces)
-    if not (spaces or source.data.get("environment")):
-        _say(
-            f"{arguments.file}: the structure is good; shapes and heads are not checked "
-            "(no environment: give one with --env ID)"
-        )
-        return
-    model = model_of_source(arguments, source, spaces)
-    fill(model, arguments.file)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    _say(f"{arguments.file}: good; {count:,} parameters")
-
-
-def _check_experiment(arguments: argparse.Namespace, experiment: Experiment) -> None:
-    """Its graph is good; its models are built without weights, so that shapes and files are checked too."""
-    from composer.dataflow.local import LocalRunner
-
-    runner = LocalRunner(experiment, arguments.allow, device="meta", shards=True)
-    networks = (model.network for model in runner.models.values())
-    count = sum(p.numel() for network in networks for p in network.parameters())
-    calls, models = _counted(experiment.calls, "call"), _counted(runner.models, "model")
-    _say(f"{arguments.file}: good; {calls} of {models} with {count:,} parameters")
-
-
-def _counted(things: Sized, noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
-
-
-def _check_action_model(
-    arguments: argparse.Namespace, source: Source, spaces: dict[str, Any]
-) -> None:
-    """Its weights are needed too: whether training sees what acting saw is seen by one action."""
-    from composer.language.action_proof import ProofError
-    from composer.language.overview import why_no_processor
-
-    model: Any = model_of_source(arguments, source, spaces)
-    if not is_checkpoint(arguments.file):
-        model.materialize()
-    count = sum(parameter.numel() for parameter in model.parameters())
-    good = f"{arguments.file}: good; {count:,} parameters"
-    if model.processor is None:
-        return _say(f"{good}; it did not act: {why_no_processor(model)}")
-    try:
-        difference = model.prove()
-    except ProofError as error:
-        raise UserError(f"{arguments.file}: {error}") from error
-    except Exception as error:  # in a class of the model type
-        error.add_note(
-            f"in {arguments.file}: an action of made observations, and its log-probabilities"
-        )
-        raise
-    _say(
-        f"{good}; log-probabilities and values of an action, calculated again, differ by {difference:.0e}"
-    )
-
-
 def _show(arguments: argparse.Namespace) -> None:
     loaded = load_given(arguments)
     if (experiment := experiment_of(arguments, loaded)) is not None:
         from composer.dataflow.overview import summary_of
 
-        return _say_fitted(summary_of(experiment))
+        return say_fitted(summary_of(experiment))
     model = composed_network(arguments, loaded[0]) or composed_model(arguments, loaded)
     if is_action_model(loaded[0]):
-        return _say_fitted(model.summary())
+        return say_fitted(model.summary())
     from composer.summary.table import summarize
 
-    width = _width_of_terminal()
+    width = width_of_terminal()
     text = summarize(model).text(width, color=width is not None and not os.environ.get("NO_COLOR"))
-    _write(f"{text}\n", sys.stdout)
+    write(f"{text}\n", sys.stdout)
 
 
 def _draw(arguments: argparse.Namespace) -> None:
@@ -337,15 +193,15 @@ def _draw(arguments: argparse.Namespace) -> None:
         model = composed_network(arguments, loaded[0]) or composed_model(arguments, loaded)
         with as_user_errors(ValueError):
             path = model.draw(arguments.output)
-    _say(f"wrote {path}")
+    say(f"wrote {path}")
 
 
 def _watch(arguments: argparse.Namespace) -> None:
-    def say(text: str) -> None:
-        _say(text)
+    def say_at_once(text: str) -> None:
+        say(text)
         sys.stdout.flush()  # it is waited for, also through a pipe
 
-    run_watch(arguments, say)
+    run_watch(arguments, say_at_once)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -358,69 +214,33 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.output, part=arguments.part, unroll=arguments.unroll, actor=arguments.actor
     )
     if not is_trained:
-        _say(f"{arguments.file} is no checkpoint: its weights are initial ones, not trained")
-    _say(report)
-
-
-def _refuse_partial(arguments: argparse.Namespace, weights: str | None) -> None:
-    """Usage errors of --weights and --partial."""
-    if arguments.resume is not None and (arguments.weights is not None or arguments.partial):
-        arguments.usage_error("a resumed run has its weights; leave out --weights and --partial")
-    if arguments.partial and weights is None:
-        arguments.usage_error("--partial needs a checkpoint: as SPEC, or with --weights FILE")
-    if arguments.partial and arguments.seeds is not None:
-        arguments.usage_error("--partial is for a run with one seed; give --seed N, not --seeds")
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    inline = None
-    if arguments.config is not None:
-        if arguments.resume is not None:
-            arguments.usage_error("give --config FILE for a new run, or --resume DIR, not both")
-        inline = take_config(arguments)
-    spec = arguments.file if inline is None else inline
-    if arguments.resume is None and None in (spec, arguments.output, arguments.steps):
-        arguments.usage_error("give SPEC, --steps N and -o DIR, or --resume DIR")
-    if arguments.resume is not None and arguments.output is not None:
-        arguments.usage_error("give -o DIR for a new run, or --resume DIR, not both")
-    source, weights = None, None
-    if inline is not None:
-        arguments.file = arguments.config
-        source, _ = read_source(arguments, (inline, {}), makes_environment=arguments.env is None)
-    elif arguments.file is not None:
-        arguments.file = model_of(arguments.file)
-        makes_environment = arguments.env is None and arguments.resume is None
-        source, _ = read_source(arguments, makes_environment=makes_environment)
-        weights = arguments.file if is_checkpoint(arguments.file) else None
-    if arguments.weights is not None:
-        weights = model_of(arguments.weights)
-    _refuse_partial(arguments, weights)
-    return run_train(arguments, source, weights)
+        say(f"{arguments.file} is no checkpoint: its weights are initial ones, not trained")
+    say(report)
 
 
 def _why(arguments: argparse.Namespace) -> None:
     for text in run_why(arguments):
-        _say_fitted(text)
+        say_fitted(text)
 
 
 def _import(arguments: argparse.Namespace) -> None:
     for text in run_import(arguments):
-        _say(text)
+        say(text)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     text, status = run_eval(arguments)
-    _say(text)
+    say(text)
     return status
 
 
 def _probe(arguments: argparse.Namespace) -> None:
     for text in run_probe(arguments):
-        _write(f"{text}\n", sys.stdout)
+        write(f"{text}\n", sys.stdout)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    _say(run_compare(arguments))
+    say(run_compare(arguments))
 
 
 def _prove(arguments: argparse.Namespace) -> int:
@@ -428,7 +248,7 @@ def _prove(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.file} is a checkpoint; composer prove takes a spec")
     composed_model(arguments)  # says what is wrong with the spec before processes are started
     text, status = run_prove(arguments)
-    _say(text)
+    say(text)
     return status
 
 
@@ -440,22 +260,22 @@ def _blocks(arguments: argparse.Namespace) -> None:
     import_allowed(arguments.allow)
     with as_user_errors(UnknownNameError, ImportError):
         if arguments.name is None:
-            return _say(list_blocks(_width_of_terminal()))
-        _say(describe_block(arguments.name, _width_of_terminal()))
+            return say(list_blocks(width_of_terminal()))
+        say(describe_block(arguments.name, width_of_terminal()))
 
 
 def _schema(arguments: argparse.Namespace) -> None:
     from composer.cli.schema_file import schema_text, write_schema
 
     if arguments.output is None:
-        return _say(schema_text(arguments.allow))
+        return say(schema_text(arguments.allow))
     write_schema(arguments.output, arguments.allow)
-    _say(f"wrote {arguments.output}")
+    say(f"wrote {arguments.output}")
 
 
 def _diff(arguments: argparse.Namespace) -> int:
     lines = compared(arguments)
-    _say("\n".join(lines) if lines else "no differences")
+    say("\n".join(lines) if lines else "no differences")
     return 1 if lines and arguments.exit_code else 0
 
 
@@ -466,7 +286,7 @@ OF_MODELS = dict.fromkeys(("check", "show", "draw", "export", "why"), ("file",))
 # Command: the function that runs it, the function that adds its options, and its help.
 COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] = {
     "init": (
-        _init,
+        run_init,
         add_init_options,
         "write a starting spec, from an environment or from templates",
     ),
@@ -476,7 +296,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
         "write the networks of another library's configuration as a spec",
     ),
     "check": (
-        _check,
+        run_check,
         add_spec,
         "check a spec; with an environment its shapes too; an action model also acts once; or an experiment",
     ),
@@ -501,7 +321,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
         add_export_options,
         "write a file that runs without this library (not of an action model)",
     ),
-    "train": (_train, add_training_options, "train a model, or continue a run"),
+    "train": (run_train, add_training_options, "train a model, or continue a run"),
     "eval": (
         _eval,
         add_eval_options,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "is_action_model",
     "is_network",
     "composed_network",
+    "model_of",
     "model_of_source",
     "read_source",
     "refuse_experiment",
@@ -201,6 +203,15 @@ def _source_and_spaces(arguments: argparse.Namespace) -> Loaded:
     observation_space, action_space = record.spaces(dict(arguments.limits))
     held = {"observation_space": observation_space, "action_space": action_space}
     return stored_source(record.spec, arguments.file, arguments.overrides), given or held
+
+
+def model_of(path: str) -> str:
+    """``path``, or the best model of the run that it is the folder of."""
+    if not any(os.path.isfile(os.path.join(path, name)) for name in ("run.json", "seeds.json")):
+        return path
+    from composer.training.judging import model_file
+
+    return model_file(path)
 
 
 def data_of(path: str, allow: Sequence[str]) -> Mapping[str, object]:

@@ -20,10 +20,10 @@ from composer.cli.loading import (
     is_action_model,
     is_checkpoint,
     load_given,
+    model_of,
     write_text,
 )
 from composer.cli.options import OF_RUNS, add_spec_options
-from composer.cli.runs import model_of
 from composer.source.files import as_argument
 
 if TYPE_CHECKING:

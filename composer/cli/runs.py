@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 from composer.cli.train import add_repeatable, parsed
 
-__all__ = ["add_compare_options", "add_eval_options", "model_of", "run_compare", "run_eval"]
+__all__ = ["add_compare_options", "add_eval_options", "run_compare", "run_eval"]
 
 
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
@@ -65,12 +64,3 @@ def run_compare(arguments: argparse.Namespace) -> str:
 
     comparison = compare(arguments.paths)
     return json.dumps(comparison.to_json(), indent=2) if arguments.json else str(comparison)
-
-
-def model_of(path: str) -> str:
-    """``path``, or the best model of the run that it is the folder of."""
-    if not any(os.path.isfile(os.path.join(path, name)) for name in ("run.json", "seeds.json")):
-        return path
-    from composer.training.judging import model_file
-
-    return model_file(path)

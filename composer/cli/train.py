@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from composer.cli.loading import is_checkpoint, model_of, read_source
 from perception_blocks.registry import EXTRAS, MissingExtraError, needs_extra
 from perception_blocks.words import readable
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from composer.training.seeds import SeedsOutcome
     from composer.training.session import Outcome
 
-__all__ = ["add_train_options", "parsed", "run_train", "take_config"]
+__all__ = ["add_train_options", "parsed", "run_train"]
 
 OF_OPTIONS = ("imageio", "imageio_ffmpeg", "tensorboard")  # libraries of [train] for options alone
 OF_THE_TASK = (
@@ -110,7 +111,44 @@ def _seeds(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(reason) from None
 
 
-def take_config(arguments: argparse.Namespace) -> Source | None:
+def run_train(arguments: argparse.Namespace) -> int:
+    """Train or resume; returns the exit status."""
+    inline = None
+    if arguments.config is not None:
+        if arguments.resume is not None:
+            arguments.usage_error("give --config FILE for a new run, or --resume DIR, not both")
+        inline = _take_config(arguments)
+    spec = arguments.file if inline is None else inline
+    if arguments.resume is None and None in (spec, arguments.output, arguments.steps):
+        arguments.usage_error("give SPEC, --steps N and -o DIR, or --resume DIR")
+    if arguments.resume is not None and arguments.output is not None:
+        arguments.usage_error("give -o DIR for a new run, or --resume DIR, not both")
+    source, weights = None, None
+    if inline is not None:
+        arguments.file = arguments.config
+        source, _ = read_source(arguments, (inline, {}), makes_environment=arguments.env is None)
+    elif arguments.file is not None:
+        arguments.file = model_of(arguments.file)
+        makes_environment = arguments.env is None and arguments.resume is None
+        source, _ = read_source(arguments, makes_environment=makes_environment)
+        weights = arguments.file if is_checkpoint(arguments.file) else None
+    if arguments.weights is not None:
+        weights = model_of(arguments.weights)
+    _refuse_partial(arguments, weights)
+    return _trained(arguments, source, weights)
+
+
+def _refuse_partial(arguments: argparse.Namespace, weights: str | None) -> None:
+    """Usage errors of --weights and --partial."""
+    if arguments.resume is not None and (arguments.weights is not None or arguments.partial):
+        arguments.usage_error("a resumed run has its weights; leave out --weights and --partial")
+    if arguments.partial and weights is None:
+        arguments.usage_error("--partial needs a checkpoint: as SPEC, or with --weights FILE")
+    if arguments.partial and arguments.seeds is not None:
+        arguments.usage_error("--partial is for a run with one seed; give --seed N, not --seeds")
+
+
+def _take_config(arguments: argparse.Namespace) -> Source | None:
     """Take what the command line does not say from ``--config``; returns the spec, if that is in it itself."""
     from composer.training.config import read_config
 
@@ -134,7 +172,7 @@ def take_config(arguments: argparse.Namespace) -> Source | None:
     return None if config.source is None else config.source.overridden(arguments.overrides)
 
 
-def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str | None) -> int:
+def _trained(arguments: argparse.Namespace, spec: Source | None, weights: str | None) -> int:
     """Train or resume; returns the exit status. ``spec`` is None if only --resume is given."""
     _require_libraries(arguments.trainer or ("sb3" if arguments.resume is None else None))
     from composer.training.seeds import SeedsOutcome, are_seeds, resume_seeds, train_seeds

@@ -45,7 +45,7 @@ composer.summary: networks flops rows layout table | torch
 composer.diagram: picture folding labels sketch trunks dot mermaid render html drawing | torch pygraphviz graphviz
 composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
 composer.build: budget construction context observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic untouched parts_of_spec composed_network | torch
-composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model | torch transformers huggingface_hub safetensors gymnasium numpy
+composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model action_entry | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
 composer.probing: node measure table drawing result play watched replay run | torch numpy gymnasium
 composer.importing: taken imported python_syntax python_config document kinds nodes rl_games skrl_network skrl rsl_rl config sb3_archive sb3_spaces sb3_policies sb3 sb3_files rllib rllib_files mlagents checkpoints adopting | torch
@@ -66,7 +66,7 @@ composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
 composer.dataflow: balance samples context packing optimization decoding models interfaces sft preference generation policy_gradient ppo timeouts rewards rows tokenizers classifier datasets text_datasets experiment model_entries call_graph call_spec model_building schedule written run_log run_folder local overview cluster text_files experiments worker on_ray running | torch numpy gymnasium matplotlib ray transformers tokenizers
 composer.editor: fixes cursor choices names space_process environments given module_cache facts memory mend analysis asked_node why watch_look watch_files watch_opener watch_state watch_server completion places client_settings worker diagnostics described documents server features | torch starlette uvicorn watchfiles pygls lsprotocol
-composer.cli: ctrl_c write_out train runs prove run loading options lsp watch importing why probe differences schema_file commands | gymnasium
+composer.cli: ctrl_c output loading write_out train runs prove run options lsp watch importing why probe differences schema_file init check commands | gymnasium
 composer: __main__ |
 """
 # Their libraries do not go together with the others, and are not installed here.

@@ -318,7 +318,8 @@ def test_ctrl_c_in_a_command_that_another_program_calls(capfd, monkeypatch, comm
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("composer.cli.commands._write", interrupt)
+    for module in ("output", "commands"):
+        monkeypatch.setattr(f"composer.cli.{module}.write", interrupt)
     arguments = [] if command in ("blocks", "schema") else ["agent.yaml"]
     assert main([command, *arguments]) == 130
     assert capfd.readouterr().err == "interrupted\n"
