@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +15,7 @@ from composer.build.construction import chosen_seed, on_cpu, refuse_too_large
 from composer.build.context import BuildContext
 from composer.build.parts_of_spec import finish_parts, prepare_parts
 from composer.build.policy_and_critic import PolicyAndCritic, build_policy_and_critic
-from composer.build.untouched import faults_of_untouched
+from composer.build.untouched import checked_spec
 from composer.checkpoint.adapters import (
     merge_adapters,
     require_adapters,
@@ -25,13 +25,11 @@ from composer.checkpoint.adapters import (
 )
 from composer.checkpoint.file import (
     LoadReport,
-    Record,
     fill,
     is_dtype,
     read_record,
     read_tensors,
     require_blocks,
-    require_whole,
     restore_gradients,
     write_checkpoint,
 )
@@ -40,10 +38,11 @@ from composer.checkpoint.plain_spec import saved_spec
 from composer.checkpoint.weights import renamed
 from composer.critic.base import CriticModule
 from composer.critic.structured import StructuredCriticBase
-from composer.errors import MissingExtraSpecError, Problem, Problems
+from composer.errors import Problems
 from composer.host.optimizing import parameter_groups, prepare_optimizer, scales_of
 from composer.host.rows import pack_state, unpack_state, width_of
 from composer.host.step import Step, step_of, structured_step_of, structured_value_of, value_of
+from composer.language.action_entry import action_composer, load_action_model
 from composer.limits import GivenLimits, Limits, limits_from
 from composer.lowered.model import LoweredModel
 from composer.network.module import under
@@ -57,16 +56,14 @@ from composer.source.dump import dump_yaml
 from composer.source.load import Override, Source, load_source, stored_source
 from composer.spaces.actors import ActorKey, read_actors
 from composer.spaces.json_form import spaces_to_json
-from composer.spaces.lookup import find_spaces, is_by_actor
+from composer.spaces.lookup import Spaces, find_spaces, is_by_actor
 from composer.spec.model_spec import ModelSpec, of_one_actor
-from composer.spec.read import may_hide_faults, read_spec, read_structure
 from composer.trust import allow_list, import_allowed, import_extensions
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.graph.collector import collection_paused
 from perception_blocks.port import Shape
 from perception_blocks.reading import files_found
-from perception_blocks.registry import extra_for
 from perception_blocks.words import sparing
 
 if TYPE_CHECKING:
@@ -535,46 +532,6 @@ def _advance(
     return part(observations, state=state, resets=resets, **keywords)
 
 
-def _checked_spec(
-    source: Source,
-    given: tuple[Any, Any, Any],
-    makes_environment: bool,
-    allow: tuple[str, ...],
-    limits: Limits,
-) -> ModelSpec:
-    """The typed spec, for the environment or the spaces that are ``given``.
-
-    Raises SpecError with what is wrong with its structure and, then, with settings and blocks of the other nodes.
-    """
-    spec, structure = read_structure(
-        source, allow, makes_environment=makes_environment, limits=limits
-    )
-    if len(structure) and may_hide_faults(spec, structure):
-        assert spec is not None
-        faults = _hidden_faults(spec, structure, given, allow, limits)
-        structure = Problems(source, [*structure, *faults])
-    structure.raise_if_any()
-    assert spec is not None
-    return spec
-
-
-def _hidden_faults(
-    spec: ModelSpec,
-    structure: Iterable[Problem],
-    given: tuple[Any, Any, Any],
-    allow: tuple[str, ...],
-    limits: Limits,
-) -> list[Problem]:
-    """What is wrong with settings and blocks in a spec with a wrong ``structure``, if its spaces can be had."""
-    try:
-        spaces = find_spaces(spec, *given, limits)
-    except Exception:  # which is not said before the structure is right
-        return []
-    source = spec.source
-    with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
-        return faults_of_untouched(spec, list(structure), spaces, allow, limits)
-
-
 @collection_paused()
 @sparing
 def compose(
@@ -611,31 +568,41 @@ def compose(
     import_extensions(source, allow)
     makes_environment = env is None and (observation_space is None or action_space is None)
     given = env, observation_space, action_space
-    model_spec = _checked_spec(source, given, makes_environment, allow, limits)
+    model_spec = checked_spec(source, given, makes_environment, allow, limits)
     if model_spec.model is not None:
         spaces = (None, None)
         if model_spec.environment is not None or not makes_environment:
-            spaces = find_spaces(model_spec, env, observation_space, action_space, limits)
-        compose_action_model = _compose_action_model(source)
-        return compose_action_model(
+            spaces = find_spaces(model_spec, *given, limits)
+        return action_composer(source)(
             source, model_spec, spaces, device=device, dtype=dtype, seed=chosen_seed(seed), limits=limits
         )  # fmt: skip
-    spaces = find_spaces(model_spec, env, observation_space, action_space, limits)
+    spaces = find_spaces(model_spec, *given, limits)
+    return _built(model_spec, spaces, allow, torch.device(device), dtype, chosen_seed(seed), limits)
+
+
+def _built(
+    spec: ModelSpec,
+    spaces: Spaces,
+    allow: tuple[str, ...],
+    target: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    limits: Limits,
+) -> Model:
+    """The model of ``spec`` for ``spaces``; on the meta device without weights."""
+    source, is_meta = spec.source, target.type == "meta"
     actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
     if actors is None:
-        model_spec = of_one_actor(model_spec)
-    seed = chosen_seed(seed)
-    target = torch.device(device)
-    is_meta = target.type == "meta"
+        spec = of_one_actor(spec)
     context = BuildContext(source, Problems(source), allow, seed, is_meta, Budget(limits))
     with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
         try:
-            parts = build_policy_and_critic(model_spec, context, spaces, actors, dtype)
+            parts = build_policy_and_critic(spec, context, spaces, actors, dtype)
         except LimitReached as reached:
             raise reached.as_error(source) from None
-        model = Model(source, model_spec, parts, seed, limits)
-        prepare_parts(model, model_spec, context.problems, reads=is_meta)
-        return model if context.meta else model.materialize(target, dtype)
+        model = Model(source, spec, parts, seed, limits)
+        prepare_parts(model, spec, context.problems, reads=is_meta)
+        return model if is_meta else model.materialize(target, dtype)
 
 
 def load(
@@ -659,7 +626,7 @@ def load(
     import_allowed(allow)
     require_blocks(record)
     if record.action_model:
-        return _load_action_model(path, record, allow, device, strict, limits)
+        return load_action_model(path, record, allow, device, strict, limits)
     observation_space, action_space = record.spaces(limits)
     model = compose(
         stored_source(record.spec, path),
@@ -675,58 +642,3 @@ def load(
     model.load_report = fill(model, read_tensors(path, record), strict=strict, nodes=nodes)
     restore_gradients(model, record)
     return model
-
-
-def _compose_action_model(source: Source) -> Callable[..., Any]:
-    """`composer.language.action_model.compose_action_model`, which needs an extra."""
-    try:
-        from composer.language.action_model import compose_action_model
-    except ImportError as error:
-        path = ("model",)
-        if needs := extra_for(error, "'model'", "llm"):
-            raise MissingExtraSpecError(
-                [Problem(needs, path, source.position(path, key=True), True)]
-            ) from error
-        raise
-    return compose_action_model
-
-
-def _load_action_model(
-    path: str | FilePath,
-    record: Record,
-    allow: tuple[str, ...],
-    device: torch.device | str,
-    strict: bool,
-    limits: GivenLimits,
-) -> Any:
-    require_whole(path, record)
-    source = stored_source(record.spec, path)
-    model = action_model_of(source, record, allow, device=device, limits=limits)
-    model.load_report = fill(model, read_tensors(path, record), strict=strict)
-    return model
-
-
-def action_model_of(
-    source: Source,
-    record: Record,
-    allow: Iterable[str],
-    *,
-    device: torch.device | str,
-    limits: GivenLimits = None,
-) -> Any:
-    """The `composer.language.ActionModel` of ``record``, its spec read as ``source``, without its saved weights.
-
-    Raises SpecError for a module that is not allowed, and where the spec does not fit.
-    """
-    import_extensions(source, allow)
-    spec = read_spec(source, allow, makes_environment=False, limits=limits)
-    return _compose_action_model(source)(
-        source,
-        spec,
-        record.spaces(limits) if record.observation_space else (None, None),
-        device=device,
-        dtype=getattr(torch, record.dtype),
-        seed=record.seed,
-        limits=limits_from(limits),
-        processor=record.action_model.get("processor"),
-    )

@@ -83,23 +83,8 @@ def build_network(
     spec = with_groups_read(spec, visible.ports)
     if spec.graph is not None:
         notes.origins |= origins(spec.graph, requirements.values)
-
-    def where(path: NodePath) -> str:
-        place = place_of(spec, path)
-        position = context.source.position(place)
-        node = "/".join((name, *path))
-        return f"{position}: {node}" if position else node
-
     notes.ports.setdefault(spec.path, {}).update(visible.ports)
-    construction = context.construction(
-        name,
-        context.seed,
-        meta=context.meta,
-        where=where,
-        place=partial(place_of, spec),
-        budget=context.budget,
-        on_built=partial(notes.add_built, spec.path),
-    )
+    construction = _construction(name, spec, context, notes)
     if spec.target is not None:
         outcome = custom_network(spec, visible.ports, requirements, context, construction)
     else:
@@ -114,6 +99,27 @@ def build_network(
         network.has_weights = False
         construction.when_weights_exist(network.weights_exist)
     return network, construction
+
+
+def _construction(
+    name: str, spec: NetworkSpec, context: BuildContext, notes: BuildNotes
+) -> SeededConstruction:
+    """How the nodes of the network called ``name`` are constructed, which says where in the spec they stand."""
+
+    def where(path: NodePath) -> str:
+        position = context.source.position(place_of(spec, path))
+        node = "/".join((name, *path))
+        return f"{position}: {node}" if position else node
+
+    return context.construction(
+        name,
+        context.seed,
+        meta=context.meta,
+        where=where,
+        place=partial(place_of, spec),
+        budget=context.budget,
+        on_built=partial(notes.add_built, spec.path),
+    )
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from composer.atomic import FOLDER_SUFFIX, PREFIX, WriteError, replace_with, temporary_folder
 from composer.checkpoint.container import CheckpointError, write_file
 from composer.checkpoint.file import fill, record_from
-from composer.model import action_model_of
+from composer.language.action_entry import action_model_of
 from composer.parallel.launch import Mesh, start
 from composer.parallel.layout import named_tensors
 from composer.parallel.optimizer_state import groups_of, kept_by, states_to_fill, values_of
