@@ -22,7 +22,7 @@ def import_config(
     ``kind`` is one of `composer.importing.KINDS`; without, it is recognised from the file. ``name`` chooses a class, an
     environment or a behaviour where the file has several. Nothing of the file is executed.
 
-    Raises SpecError, with the key and the reason, for what no spec can say.
+    Raises SpecError, with every key that no spec can say, and the reason.
     """
     document = Document(path)
     problem = no_file(document.path)
@@ -34,7 +34,12 @@ def import_config(
         reader: Kind = KINDS.get(kind)
     except UnknownNameError as error:
         raise SpecError([Problem(str(error))]) from None
-    imported = reader.read(document, name)
+    try:
+        imported = reader.read(document, name)
+    except SpecError as error:  # beyond which nothing can be read
+        for problem in error.problems:
+            document.refusals.note(problem)
+    document.refusals.raise_if_any()
     imported.kind, imported.file = kind, document.name
     return imported
 

@@ -6,6 +6,7 @@ import os
 from functools import cached_property
 
 from composer.importing.python_config import python_mappings
+from composer.importing.taken import Refusals, Taken
 from composer.source.files import display_name
 from composer.source.foreign import foreign_text, foreign_yaml
 from composer.source.values import Located
@@ -21,6 +22,7 @@ class Document:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self.name = display_name(self.path)
+        self.refusals = Refusals()
 
     @cached_property
     def is_python(self) -> bool:
@@ -44,6 +46,10 @@ class Document:
     def mappings(self) -> dict[str, Located]:
         """What the classes, functions and dicts of a Python file hold, by name. Raises SpecError."""
         return python_mappings(foreign_text(self.path), self.name)
+
+    def taken(self, node: Located | None = None) -> Taken:
+        """The mapping in a YAML file, or ``node``, what is refused of which goes to ``refusals``."""
+        return Taken(self.data if node is None else node, (), self.refusals)
 
     def root(self) -> dict[str, Located]:
         """The top keys of a YAML file; nothing of any other file."""

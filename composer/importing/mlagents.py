@@ -43,15 +43,17 @@ def read_mlagents(document: Document, name: str | None = None) -> Imported:
     trainer = behavior.text("trainer_type", "ppo")
     if trainer not in ("ppo", "sac"):
         reason = f"{trainer!r} has a critic of all agents with attention; {hint(trainer, ['ppo', 'sac']).lstrip('; ')}"
-        raise behavior.refusal("trainer_type", reason)
-    settings = behavior.below(_SETTINGS) if behavior.has(_SETTINGS) else Taken(Located({}, None))
+        behavior.refuse("trainer_type", reason)
+    settings = (
+        behavior.below(_SETTINGS) if behavior.has(_SETTINGS) else document.taken(Located({}, None))
+    )
     _fill_in(out, settings, trainer)
     return finished(out, top, _training(top, settings))
 
 
 def _chosen(document: Document, name: str | None) -> tuple[str, Taken]:
     """The name of the behavior, and the file with this one alone, on its ``default_settings``."""
-    top = Taken(document.data)
+    top = document.taken()
     root, behaviors = top.node.value, top.below("behaviors")
     if name is None:
         if len(behaviors) != 1:
@@ -68,7 +70,7 @@ def _chosen(document: Document, name: str | None) -> tuple[str, Taken]:
         **{key: value for key, value in root.items() if key != _DEFAULTS},
         "behaviors": Located({name: behavior}, behaviors.node.position),
     }
-    return name, Taken(Located(alone, top.node.position))
+    return name, document.taken(Located(alone, top.node.position))
 
 
 def _on(base: Located, node: Located) -> Located:
@@ -139,9 +141,10 @@ def _visual(out: Imported, settings: Taken, units: int) -> None:
         )
         return
     if kind not in _VISUAL:
-        raise settings.refusal(
+        settings.refuse(
             "vis_encode_type", f"there is no encoder {kind!r}{hint(kind, [*_VISUAL, 'resnet'])}"
         )
+        return
     node = dump_flow({"image": {**_VISUAL[kind], "hidden_units": units}})[1:-1]
     out.note(f"{settings.name('vis_encode_type')}: for images add this to both templates: {node}")
 

@@ -99,17 +99,17 @@ class Nodes:
 def activation_of(
     owner: Taken, key: str, words: Mapping[str, str], default: str | None = None
 ) -> str:
-    """Our word for the activation that ``key`` names in ``words`` of the other system. Raises SpecError."""
+    """Our word for the activation that ``key`` names in ``words`` of the other system; refuses others."""
     if not owner.has(key) and default is not None:
         return words[default]
     value = owner[key] if owner.has(key) else None
     word = words.get(value) if isinstance(value, str) else None
     if word is None and isinstance(value, str):
         word = words.get(value.lower())
-    if word is None:
+    if word is None and not (owner.has(key) and owner.refuse_unread(key)):
         named = repr(value) if isinstance(value, str) else describe(value)
-        raise owner.refusal(key, f"there is no activation {named}{hint(value, words)}")
-    return word
+        owner.refuse(key, f"there is no activation {named}{hint(value, words)}")
+    return word or "identity"
 
 
 def gaussian(log_std: str, **settings: Any) -> dict[str, Any]:

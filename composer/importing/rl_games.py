@@ -56,13 +56,13 @@ def _is_rl_games(document: Document) -> bool:
 
 def read_rl_games(document: Document, name: str | None = None) -> Imported:
     """The actor-critic that a YAML file of rl_games describes."""
-    top = Taken(document.data)
+    top = document.taken()
     if name is not None:
         raise top.refusal(None, f"a file of rl_games has one network, and none is called {name!r}")
     params = top.below("params") if "params" in top else top
     net = params.below("network")
     builder = net.text("name")
-    if builder != "actor_critic":
+    if builder not in ("actor_critic", ""):  # the latter of what was refused already
         reason = f"the network {builder!r} has a builder of its own; only 'actor_critic' can be written as a spec"
         raise net.refusal("name", reason)
     if not net.has("space"):
@@ -124,8 +124,8 @@ class _Reader:
         space = self.net.below("space")
         kind = next((kind for kind in _SPACES if kind in space), None)
         if kind is None:
-            raise space.refusal(None, f"there is no space of actions{hint('', _SPACES)}")
-        return kind
+            space.refuse(None, f"there is no space of actions{hint('', _SPACES)}")
+        return kind or "discrete"
 
     def read(self) -> None:
         """Fill in ``out.spec``, and the names of the weights."""
@@ -148,10 +148,10 @@ class _Reader:
         """Refuse activations after the heads, and values that are no number."""
         _require_linear(self.net, "value_activation", "the value")
         if self.net.text("value_type", "legacy") != "legacy":
-            raise self.net.refusal("value_type", "a value is one linear output here")
+            self.net.refuse("value_type", "a value is one linear output here")
         for key in ("central_value", "joint_obs_actions"):
             if self.net.has(key) and self.net[key] is not False:
-                raise self.net.refusal(key, "a network that is no policy; leave the key out")
+                self.net.refuse(key, "a network that is no policy; leave the key out")
 
     def _heads(self, last: str) -> dict[str, Any]:
         """The entry ``heads``, and the distribution of the action."""
@@ -250,12 +250,12 @@ class _Reader:
         cnn = self.net.below("cnn")
         kind = cnn.text("type")
         if kind not in _CONVOLUTIONS:
-            raise cnn.refusal("type", f"there are no layers {kind!r}{hint(kind, _CONVOLUTIONS)}")
+            cnn.refuse("type", f"there are no layers {kind!r}{hint(kind, _CONVOLUTIONS)}")
         if self.normalization != "None":
             reason = (
                 f"{self.normalization!r} between convolutions, after the activation, has no block"
             )
-            raise self.net.refusal("normalization", reason)
+            self.net.refuse("normalization", reason)
         if cnn.flag("permute_input", True) and kind != "conv1d":
             nodes.add("image", "scale_image")
             self.out.note(
@@ -270,7 +270,7 @@ class _Reader:
         layers = [_convolution(conv) for conv in cnn.entries("convs")]
         settings = {key: [layer[key] for layer in layers] for key in layers[0]} if layers else {}
         if not layers:
-            raise cnn.refusal("convs", "needs at least one convolution")
+            cnn.refuse("convs", "needs at least one convolution")
         activation = activation_of(cnn, "activation", _ACTIVATIONS)
         init = self._initializer(cnn)
         conv = nodes.add("conv", "strided_conv", **settings, activation=activation, init=init)
@@ -292,7 +292,7 @@ class _Reader:
         """Each layer but the first also reads the input (Sinha et al., 2020, arXiv:2010.09163)."""
         if self.normalization not in ("None", "layer_norm"):
             reason = f"{self.normalization!r} after the first activation has no block"
-            raise self.net.refusal("normalization", reason)
+            self.net.refuse("normalization", reason)
         is_normed = self.normalization == "layer_norm"
         start = nodes.last
         for index, width in enumerate(self.units):
@@ -313,7 +313,7 @@ class _Reader:
     ) -> None:
         name = rnn.text("name")
         if name not in ("lstm", "gru"):
-            raise rnn.refusal("name", f"there is no memory {name!r}{hint(name, ['lstm', 'gru'])}")
+            rnn.refuse("name", f"there is no memory {name!r}{hint(name, ['lstm', 'gru'])}")
         if concat_input:
             nodes.concat("memory_input", [nodes.last, features])
         units, layers = rnn.whole("units"), rnn.layers("layers")
@@ -330,9 +330,7 @@ class _Reader:
 
 def _require_linear(owner: Taken, key: str, what: str) -> None:
     if owner.has(key) and owner[key] != "None":
-        raise owner.refusal(
-            key, f"{what} is linear here, and {describe(owner[key])} would follow it"
-        )
+        owner.refuse(key, f"{what} is linear here, and {describe(owner[key])} would follow it")
 
 
 def _convolution(conv: Taken) -> dict[str, Any]:

@@ -80,15 +80,15 @@ class _Reader:
     def _refuse_code(self) -> None:
         for key in ("custom_model", "custom_action_dist", "custom_preprocessor"):
             if self.model.has(key) and self.model[key]:
-                raise self.model.refusal(key, "it is registered in code, which is not read")
+                self.model.refuse(key, "it is registered in code, which is not read")
         if self.model.has("custom_model_config") and not plain(
             self.model.node.value["custom_model_config"]
         ):
             self.model.ask("custom_model_config")
         if self.model.flag("no_final_linear", False):
-            raise self.model.refusal("no_final_linear", "a head is linear here")
+            self.model.refuse("no_final_linear", "a head is linear here")
         if self.has_lstm and self.has_attention:
-            raise self.model.refusal("use_attention", "with 'use_lstm' there are two memories")
+            self.model.refuse("use_attention", "with 'use_lstm' there are two memories")
 
     def _encoder(self, nodes: Nodes) -> None:
         """Convolutions or dense layers, then the memory."""
@@ -136,7 +136,8 @@ class _Reader:
                 reason = (
                     f"must be a list of [channels, kernel, stride], got {describe(each)} at {index}"
                 )
-                raise self.model.refusal("conv_filters", reason)
+                self.model.refuse("conv_filters", reason, index)
+                continue
             padding = each[3] if len(each) == 4 else "same"
             if self.is_old and index == len(given) - 1:
                 padding = "valid"  # the last one alone
@@ -183,7 +184,7 @@ class _Reader:
         units, heads = model.whole("attention_dim", 64), model.whole("attention_num_heads", 1)
         if units % heads:
             reason = f"{heads} heads cannot share {units} units equally, which they do here"
-            raise model.refusal("attention_num_heads", reason)
+            model.refuse("attention_num_heads", reason)
         features = model.whole("attention_head_dim", 32)
         if features * heads != units:
             self.out.note(
@@ -207,7 +208,7 @@ class _Reader:
         for key, what in ((action, "action"), (reward, "reward")):
             count = model[key] if model.has(key) else 0
             if count not in (False, True, 0, 1):
-                raise model.refusal(key, f"{count!r} steps back; only the last one can be read")
+                model.refuse(key, f"{count!r} steps back; only the last one can be read")
             if count:
                 previous.append(what)
         if not previous:
@@ -262,8 +263,8 @@ class _Reader:
         value = model.get(key, default)
         word = "identity" if value is None else _ACTIVATIONS.get(str(value).lower())
         if word is None:
-            raise model.refusal(key, f"there is no activation {value!r}{hint(value, _ACTIVATIONS)}")
-        return word
+            model.refuse(key, f"there is no activation {value!r}{hint(value, _ACTIVATIONS)}")
+        return word or "identity"
 
     def _initializer(self, layers: str) -> Any:
         """Our ``init`` for the ``layers`` of the new stack; None for torch's own."""
@@ -275,7 +276,8 @@ class _Reader:
             return None
         name = str(model[key]).rpartition(".")[2]
         if name not in _INITIALIZERS:
-            raise model.refusal(key, f"there is no initialiser {name!r}{hint(name, _INITIALIZERS)}")
+            model.refuse(key, f"there is no initialiser {name!r}{hint(name, _INITIALIZERS)}")
+            return None
         known: dict[str, Any] = {}
         if model.has(f"{key}_kwargs"):
             settings = model.below(f"{key}_kwargs")

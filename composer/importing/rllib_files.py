@@ -67,7 +67,7 @@ def _require_actor_critic(around: Taken, key: str) -> None:
     name = str(around[key]).rpartition(".")[2]
     if name not in _ACTOR_CRITICS:
         reason = f"{name!r} has no actor with a state value; those that have are {few_of(_ACTOR_CRITICS, 8)}"
-        raise around.refusal(key, reason)
+        around.refuse(key, reason)
 
 
 def _training(settings: _Settings) -> list[Path]:
@@ -82,9 +82,9 @@ def _training(settings: _Settings) -> list[Path]:
 def _chosen(document: Document, name: str | None) -> _Settings:
     if document.is_python:
         settings_by_name = _in_python(document)
-        top = Taken(Located({}, None))
+        top = document.taken(Located({}, None))
     else:
-        top = Taken(document.data)
+        top = document.taken()
         settings_by_name = _in_mapping(top)
     if not settings_by_name:
         raise top.refusal(None, "it has no 'model' or 'model_config' of RLlib")
@@ -120,7 +120,7 @@ def _in_python(document: Document) -> dict[str, _Settings]:
         if not is_named and (node.position, repr(plain(node))) in places:
             continue  # the variable again
         line = f":{node.position.line}" if node.position else ""
-        model = Taken(node)
+        model = document.taken(node)
         model.ask(CLASS)
         settings_by_name[key if is_named else f"{key}{line}"] = _Settings(
             model, (), model, not is_new
@@ -156,7 +156,7 @@ def _in_mapping(top: Taken) -> dict[str, _Settings]:
 
 def _only(top: Taken, key: str) -> _Settings:
     """The settings of one experiment, so that the keys of the others are not named."""
-    alone = Taken(Located({key: top.node.value[key]}, top.node.position))
+    alone = Taken(Located({key: top.node.value[key]}, top.node.position), (), top.refusals)
     settings = _settings_in(alone, alone.below(key))
     assert settings is not None
     return settings

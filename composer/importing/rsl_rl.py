@@ -95,7 +95,7 @@ def read_rsl_rl(document: Document, name: str | None = None) -> Imported:
     if name is not None and name not in known:
         message = f"there is no configuration {name!r} in the file{hint(name, known, 'it has')}"
         raise _problem(document, message)
-    top = Taken(known[next(iter(known)) if name is None else name])
+    top = document.taken(known[next(iter(known)) if name is None else name])
     out = _Reader(top, Imported({"version": 1})).read()
     return finished(out, top, [path for path in top.left() if path[0] not in _OWN])
 
@@ -165,7 +165,8 @@ class _Reader:
             if names is None:
                 continue
             if not (isinstance(names, list) and names and all(type(each) is str for each in names)):
-                raise groups.refusal(key, f"must be a list of observations, got {describe(names)}")
+                groups.refuse(key, f"must be a list of observations, got {describe(names)}")
+                continue
             sets[part] = names
         return sets
 
@@ -196,19 +197,18 @@ class _Reader:
             return _WIDTHS
         given = taken[key]
         if isinstance(given, list) and -1 in given:
-            raise taken.refusal(key, "-1 stands for the size of the observation; write the number")
+            taken.refuse(key, "-1 stands for the size of the observation; write the number")
+            return _WIDTHS
         widths = taken.wholes(key)
         if not widths:
-            raise taken.refusal(key, "needs at least one layer")
+            taken.refuse(key, "needs at least one layer")
         return widths
 
     def _memory(self, nodes: Nodes, model: _Model) -> None:
         taken = model.taken
         kind = taken.text("rnn_type", "lstm").lower()
         if kind not in ("lstm", "gru"):
-            raise taken.refusal(
-                "rnn_type", f"there is no memory {kind!r}{hint(kind, ['lstm', 'gru'])}"
-            )
+            taken.refuse("rnn_type", f"there is no memory {kind!r}{hint(kind, ['lstm', 'gru'])}")
         size = "rnn_hidden_size" if taken.has("rnn_hidden_size") else "rnn_hidden_dim"
         layers = taken.layers("rnn_num_layers", 1)
         more = {"num_layers": layers} if layers > 1 else {}
@@ -217,7 +217,7 @@ class _Reader:
             nodes.weigh(f"{memory}.layers.{index}", f"{model.memory}#{index}")
 
     def _is_recurrent(self, taken: Taken) -> bool:
-        """By the name of the class. Raises SpecError for networks of other classes."""
+        """By the name of the class; networks of other classes are refused."""
         name, key = self._class_name(taken)
         if name in _RECURRENT:
             return True
@@ -225,13 +225,14 @@ class _Reader:
             known = (
                 (*_PLAIN[:1], *_RECURRENT[:1]) if self.is_old else (*_PLAIN[1:], *_RECURRENT[1:])
             )
-            raise taken.refusal(
+            taken.refuse(
                 key, f"the class {name!r} is no plain network{hint(name, known, 'those are')}"
             )
+            return False
         taken.ask("rnn_type", "rnn_hidden_dim", "rnn_hidden_size", "rnn_num_layers")
         for setting in ("cnn_cfg", "cnns"):
             if taken.has(setting):
-                raise taken.refusal(
+                taken.refuse(
                     setting,
                     "the file does not say which observations are images; write the graph by hand",
                 )
@@ -262,9 +263,10 @@ class _Reader:
             is_of_state = taken.flag("state_dependent_std", False)
             return self._gaussian(taken, "noise_std_type", "init_noise_std", "", is_of_state)
         if not taken.has("distribution_cfg"):
-            raise taken.refusal(
+            taken.refuse(
                 None, "'distribution_cfg' is missing: an actor without noise is no policy here"
             )
+            return gaussian("learned")
         given = taken.below("distribution_cfg")
         name = _last(
             given.text("class_name", given.text(CLASS, "GaussianDistribution"))
@@ -277,9 +279,10 @@ class _Reader:
             return {"action": ACTION, "distribution": "beta"}
         if name not in known:
             key = "class_name" if given.has("class_name") else None
-            raise given.refusal(key, f"there is no distribution {name!r} here{hint(name, known)}")
+            given.refuse(key, f"there is no distribution {name!r} here{hint(name, known)}")
+            return gaussian("learned")
         if not given.flag("learn_std", True):
-            raise given.refusal(
+            given.refuse(
                 "learn_std", "log_std is learned here; leave the key out, and freeze it in Python"
             )
         return self._gaussian(given, "std_type", "init_std", "distribution.", name == known[1])
@@ -289,14 +292,15 @@ class _Reader:
     ) -> dict[str, Any]:
         kind = taken.text(type_key, "scalar")
         if kind not in ("scalar", "log"):
-            raise taken.refusal(type_key, f"is 'scalar' or 'log', got {kind!r}")
+            taken.refuse(type_key, f"is 'scalar' or 'log', got {kind!r}")
         std = taken.number(std_key, 1.0)
         if std <= 0:
-            raise taken.refusal(std_key, f"a standard deviation is above 0, got {std:g}")
+            taken.refuse(std_key, f"a standard deviation is above 0, got {std:g}")
+            std = 1.0
         settings = self._log_std_range(taken, math.log(std))
         if is_of_state:
             if kind != "log":
-                raise taken.refusal(
+                taken.refuse(
                     type_key if taken.has(type_key) else None,
                     "the network gives a standard deviation there, its logarithm here; only 'log' is alike",
                 )
@@ -324,7 +328,8 @@ class _Reader:
         given = taken["std_range"]
         numbers = given if isinstance(given, list) and len(given) == 2 else []
         if not numbers or not all(isinstance(n, int | float) and n > 0 for n in numbers):
-            raise taken.refusal("std_range", f"must be two numbers above 0, got {describe(given)}")
+            taken.refuse("std_range", f"must be two numbers above 0, got {describe(given)}")
+            return {}
         return {"log_std_range": [round(math.log(number), 12) for number in numbers]}
 
     # --- running statistics -------------------------------------------------------------------------------------------

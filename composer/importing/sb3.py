@@ -66,7 +66,8 @@ class _Reader:
             reason = (
                 f"{name!r} is a class of your own, whose layers are not read{hint(name, known)}"
             )
-            raise self.kwargs.refusal("features_extractor_class", reason)
+            self.kwargs.refuse("features_extractor_class", reason)
+            return self.agent.extractor
         return name
 
     def _activation(self) -> str:
@@ -75,8 +76,8 @@ class _Reader:
         name = last_name(self.kwargs["activation_fn"])
         if name not in ACTIVATIONS:
             reason = f"there is no activation {name!r}{hint(name, ACTIVATIONS)}"
-            raise self.kwargs.refusal("activation_fn", reason)
-        return ACTIVATIONS[name]
+            self.kwargs.refuse("activation_fn", reason)
+        return ACTIVATIONS.get(name, "identity")
 
     def _units(self) -> tuple[list[int], list[int], list[int]]:
         """The sizes of the layers that both share, of the policy, and of the critic."""
@@ -105,7 +106,8 @@ class _Reader:
             reason = (
                 f"must be a list of sizes, or {{pi: [...], {critic}: [...]}}, got {describe(value)}"
             )
-            raise self.kwargs.refusal("net_arch", reason)
+            self.kwargs.refuse("net_arch", reason)
+            return []
         return value
 
     # --- the body -------------------------------------------------------------------------------------------------
@@ -210,7 +212,7 @@ class _Reader:
         """Append the LSTM of the policy, and what the critic has in its place; what the policy shares."""
         kwargs, features = self.kwargs, policy.last
         if self.shared:
-            raise kwargs.refusal("net_arch", "layers that both share after a memory are not read")
+            kwargs.refuse("net_arch", "layers that both share after a memory are not read")
         self._memory(policy, "lstm_actor")
         if kwargs.flag("shared_lstm", False):
             kwargs.ask("enable_critic_lstm")
@@ -272,7 +274,7 @@ class _Reader:
             reason = (
                 "its observations are not known here, and a template has no layers after a memory"
             )
-            raise self.kwargs.refusal(None, reason)
+            self.kwargs.refuse(None, reason)
         units = self._units_of_images()
         self.out.note(
             f"MultiInputPolicy: a template; an image has 512 features here, and {units} there"

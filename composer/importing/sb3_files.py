@@ -62,7 +62,7 @@ def _agent(document: Document, name: str | None) -> Imported:
     archive = Sb3Archive(document.path)
     if name is not None:
         raise archive.refusal(f"an agent has no entries, and none is called {name!r}")
-    top = Taken(_located(archive.data, Position(archive.name)))
+    top = document.taken(_located(archive.data, Position(archive.name)))
     algorithm, policy = _policy_class(top)
     out = Imported({"version": 1})
     agent = Agent(
@@ -113,8 +113,8 @@ def _extractor_of(policy: str) -> str:
 def _seen(top: Taken) -> Any:
     seen = observations_of(top.plain("observation_space")) if "observation_space" in top else None
     if seen is None:
-        raise top.refusal("observation_space", "the text of the space cannot be read")
-    return seen
+        top.refuse("observation_space", "the text of the space cannot be read")
+    return seen or []
 
 
 def _is_before(version: str, other: tuple[int, ...]) -> bool:
@@ -126,7 +126,7 @@ def _is_before(version: str, other: tuple[int, ...]) -> bool:
 
 
 def _entry(document: Document, name: str | None) -> Imported:
-    top = Taken(document.data)
+    top = document.taken()
     entries = [key for key in top if isinstance(top.node.value[key].value, dict)]
     if name is None:
         if len(entries) != 1:
@@ -136,31 +136,33 @@ def _entry(document: Document, name: str | None) -> Imported:
     if name not in entries:
         near = did_you_mean(name, entries) or f"; it has {few_of(entries)}"
         raise top.refusal(None, f"there is no entry {name!r}{near}")
-    parsed = _with_python(document.data.value[name], name)
-    top = Taken(Located({name: parsed}, top.node.position))
+    parsed = _with_python(Taken(document.data.value[name], (name,), document.refusals))
+    top = document.taken(Located({name: parsed}, top.node.position))
     entry = top.below(name)
     kwargs = entry.below("policy_kwargs") if entry.has("policy_kwargs") else _nothing(entry)
     out = Imported({"version": 1})
     policy = entry.text("policy")
     if policy not in EXTRACTORS:
-        raise entry.refusal("policy", f"there is no policy {policy!r}{hint(policy, EXTRACTORS)}")
+        entry.refuse("policy", f"there is no policy {policy!r}{hint(policy, EXTRACTORS)}")
     algorithm = _algorithm_of(document, entry)
     if "Lstm" in policy and algorithm != "ppo_lstm":
-        raise entry.refusal("policy", f"{policy!r} has a memory; such entries are in ppo_lstm.yml")
-    agent = Agent(algorithm, EXTRACTORS[policy], use_sde=entry.flag("use_sde", False))
+        entry.refuse("policy", f"{policy!r} has a memory; such entries are in ppo_lstm.yml")
+    extractor = EXTRACTORS.get(policy, "FlattenExtractor")
+    agent = Agent(algorithm, extractor, use_sde=entry.flag("use_sde", False))
     fill_in(out, agent, kwargs)
     _normalization(entry, out, policy)
     return finished(out, top, _training(entry, kwargs, _NETWORK))
 
 
-def _with_python(entry: Located, name: str) -> Located:
+def _with_python(entry: Taken) -> Located:
     """The ``entry`` with mappings in the place of texts such as ``dict(net_arch=[64], activation_fn=nn.ReLU)``."""
-    values = dict(entry.value)
+    node = entry.node
+    values = dict(node.value)
     for key in _PYTHON:
-        node = values.get(key)
-        if node is not None and isinstance(node.value, str):
-            values[key] = _parsed(Taken(entry, (name,)), key, node)
-    return Located(values, entry.position, entry.key_position)
+        text = values.get(key)
+        if text is not None and isinstance(text.value, str):
+            values[key] = _parsed(entry, key, text)
+    return Located(values, node.position, node.key_position)
 
 
 def _parsed(entry: Taken, key: str, node: Located) -> Located:
@@ -168,10 +170,12 @@ def _parsed(entry: Taken, key: str, node: Located) -> Located:
     try:
         mappings = python_mappings(f"value = (\n{node.value}\n)", "")
     except SpecError as error:
-        raise entry.refusal(key, error.problems[0].message) from None
+        entry.refuse(key, error.problems[0].message)
+        return Located({}, node.position, node.key_position)
     if "value" not in mappings:
         reason = f"must be a mapping such as dict(net_arch=[64, 64]), got {node.value!r:.80}"
-        raise entry.refusal(key, reason)
+        entry.refuse(key, reason)
+        return Located({}, node.position, node.key_position)
     return _moved(mappings["value"], node)
 
 
@@ -180,10 +184,11 @@ def _algorithm_of(document: Document, entry: Taken) -> str:
     stem = os.path.basename(document.path).partition(".")[0].lower().replace("-", "_")
     if stem not in ALGORITHMS:
         near = hint(stem, ALGORITHMS)
-        raise entry.refusal(
+        entry.refuse(
             None,
             f"the name of the file says the algorithm, such as ppo.yml; there is no {stem!r}{near}",
         )
+        return "ppo"
     return stem
 
 
@@ -216,7 +221,8 @@ def _training(top: Taken, kwargs: Taken, network: tuple[str, ...]) -> list[Any]:
 
 
 def _nothing(owner: Taken) -> Taken:
-    return Taken(Located({}, owner.node.position), (*owner.path, "policy_kwargs"))
+    path = (*owner.path, "policy_kwargs")
+    return Taken(Located({}, owner.node.position), path, owner.refusals)
 
 
 def _located(value: Any, place: Position, levels: int = MOST_LEVELS) -> Located:

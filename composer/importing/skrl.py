@@ -31,7 +31,7 @@ def _is_skrl(document: Document) -> bool:
 
 def read_skrl(document: Document, name: str | None = None) -> Imported:
     """Policy and value that a YAML file of skrl describes."""
-    top = Taken(document.data)
+    top = document.taken()
     if name is not None:
         raise top.refusal(None, f"a file of skrl has one policy, and none is called {name!r}")
     models = top.below("models")
@@ -67,14 +67,14 @@ class _Reader:
     def _value(self, value: Taken, policy: Nodes) -> None:
         """The critic. Where it is not separate, skrl looks at the policy's network alone."""
         if self._class(value) != "deterministic":
-            raise value.refusal("class", "a value is deterministic")
+            value.refuse("class", "a value is deterministic")
         value.ask("clip_actions")  # of a value it changes nothing
         _require_output(value, "ONE")
         if self.separate:
             nodes, there = self._network(value, "critic", "value.")
         else:
-            layers = plain(self.models.below("policy").node.value["network"])
-            if value.has("network") and value.plain("network") != layers:
+            layers = self.models.below("policy").node.value.get("network")
+            if value.has("network") and value.plain("network") != (layers and plain(layers)):
                 self.out.note(
                     f"{value.name('network')}: a shared model has the layers of the policy alone, as in skrl"
                 )
@@ -103,21 +103,19 @@ class _Reader:
                 "MultiCategoricalMixin",
                 "MultivariateGaussianMixin",
             ]
-            raise policy.refusal("class", f"there is no policy {given!r} here{hint(given, known)}")
-        return family
+            policy.refuse("class", f"there is no policy {given!r} here{hint(given, known)}")
+        return family or "categorical"
 
     def _distribution(self, policy: Taken, family: str) -> None:
         if policy.has("reduction") and policy.text("reduction") != "sum":
             self.out.note(f"{policy.name('reduction')}: log_prob is a sum over the actions here")
         if family != "gaussian":
             if not policy.flag("unnormalized_log_prob", True):
-                raise policy.refusal(
-                    "unnormalized_log_prob", "outputs are logits here, no probabilities"
-                )
+                policy.refuse("unnormalized_log_prob", "outputs are logits here, no probabilities")
             self.out.spec["distributions"] = [{"action": ACTION, "distribution": family}]
             return
         if policy.flag("fixed_log_std", False):
-            raise policy.refusal(
+            policy.refuse(
                 "fixed_log_std",
                 "log_std is learned here; leave the key out, and freeze it in Python",
             )
@@ -164,7 +162,7 @@ class _Reader:
 def _require_output(model: Taken, word: str) -> None:
     """Refuse outputs that are more than one linear layer."""
     if model.text("output") != word:
-        raise model.refusal(
+        model.refuse(
             "output",
             f"one linear layer ends this network here, {word!r}, got {model.text('output')!r}",
         )

@@ -25,6 +25,7 @@ ACTIVATIONS = {
     "tanh": "tanh",
 }
 _NONE = "identity"
+_NO_LAYER: tuple[str, Mapping[str, Any]] = ("flatten", {})
 _LAYERS = ("linear", "conv2d", "flatten")
 _OBSERVATIONS = ("OBSERVATIONS", "STATES")
 _CHANNELS_FIRST = (0, 3, 1, 2)  # of a batch of images
@@ -54,16 +55,18 @@ class Containers:
         self.nodes, self._there = nodes, there
         self._values: dict[str, str] = {}  # containers by name -> the node that gives their output
         self.observations: dict[str, None] = {}  # what was read of them
+        self._has_names = True
         self.after = ""  # the name of what follows the last layer, where skrl puts the output
 
     def read(self, model: Taken) -> None:
         network = model.entries("network")
         if not network:
-            raise model.refusal("network", "needs at least one container of layers")
+            model.refuse("network", "needs at least one container of layers")
         for container in network:
             name = container.text("name")
             if not name.isidentifier():
-                raise container.refusal("name", f"a name has letters, digits and '_', got {name!r}")
+                container.refuse("name", f"a name has letters, digits and '_', got {name!r}")
+                self._has_names = False
             self._container(container, name)
 
     def _container(self, container: Taken, name: str) -> None:
@@ -101,11 +104,12 @@ class Containers:
     def _layers(self, container: Taken) -> list[_Layer]:
         given = container["layers"] if container.has("layers") else []
         if not isinstance(given, list) or not given:
-            raise container.refusal("layers", f"must be a list of layers, got {describe(given)}")
+            container.refuse("layers", f"must be a list of layers, got {describe(given)}")
+            return []
         activations = self._activations(container, len(given))
         layers, index = [], 0
-        for value, activation in zip(given, activations, strict=True):
-            block, settings = self._layer(container, value)
+        for position, (value, activation) in enumerate(zip(given, activations, strict=True)):
+            block, settings = self._layer(container, value, position)
             activation = _NONE if block == "flatten" else activation
             layers.append(_Layer(block, settings, activation, index))
             index += 1 if activation == _NONE else 2
@@ -119,10 +123,11 @@ class Containers:
             reason = (
                 f"{len(listed)} activations for {count} layers; give one for all, or one for each"
             )
-            raise container.refusal("activations", reason)
-        return [self._activation(container, each) for each in listed]
+            container.refuse("activations", reason)
+            return [_NONE] * count
+        return [self._activation(container, each, index) for index, each in enumerate(listed)]
 
-    def _activation(self, container: Taken, given: object) -> str:
+    def _activation(self, container: Taken, given: object, index: int) -> str:
         if given is None or given == "":
             return _NONE
         word = given.lower() if isinstance(given, str) else None
@@ -130,15 +135,16 @@ class Containers:
             return ACTIVATIONS[word]
         if word is None or word == "softmax":
             reason = f"there is no activation {given!r}{hint(word, ACTIVATIONS)}"
-            raise container.refusal("activations", reason)
+            container.refuse("activations", reason, index)
+            return _NONE
         if word not in (_NONE, "none", "null"):
             self.nodes.imported.note(
                 f"{container.name('activations')}: skrl has no {given!r} and applies nothing, nor does this spec"
             )
         return _NONE
 
-    def _layer(self, container: Taken, value: Any) -> tuple[str, dict[str, Any]]:
-        """The block of a layer, and its settings."""
+    def _layer(self, container: Taken, value: Any, index: int) -> tuple[str, Mapping[str, Any]]:
+        """The block of the layer at ``index``, and its settings; a flatten for one that is refused."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = {"linear": value}
         elif isinstance(value, str):
@@ -146,16 +152,19 @@ class Containers:
         if not isinstance(value, Mapping) or len(value) != 1:
             got = listing(value) if isinstance(value, Mapping) and value else describe(value)
             reason = f"a layer is a number, a word or a mapping with one key, got {got}"
-            raise container.refusal("layers", reason)
+            container.refuse("layers", reason, index)
+            return _NO_LAYER
         ((kind, settings),) = value.items()
         if kind.lower() not in _LAYERS:
-            raise container.refusal("layers", f"there is no layer {kind!r}{hint(kind, _LAYERS)}")
+            container.refuse("layers", f"there is no layer {kind!r}{hint(kind, _LAYERS)}", index)
+            return _NO_LAYER
         settings = settings if isinstance(settings, Mapping | list) else [settings]
         read = {"linear": _linear, "conv2d": _conv2d, "flatten": _flatten}[kind.lower()]
         try:
             return read(settings)
         except (TypeError, ValueError) as error:
-            raise container.refusal("layers", f"{kind}: {error}") from None
+            container.refuse("layers", f"{kind}: {error}", index)
+            return _NO_LAYER
 
     # --- inputs ---------------------------------------------------------------------------------------------------
 
@@ -167,7 +176,9 @@ class Containers:
             return self._value(ast.parse(text.strip(), mode="eval").body, container)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             reason = f"{describe(text)} is no input of a spec: observations, containers, permute and concatenate are"
-            raise container.refusal("input", reason) from None
+            if self._has_names:  # it may be of a container whose name was refused
+                container.refuse("input", reason)
+            return OBSERVATION
 
     def _value(self, node: ast.expr, container: Taken) -> str:
         """The value that an expression reads, with the nodes that it needs. Raises ValueError for others."""

@@ -9,7 +9,7 @@ from composer.errors import Path, Problem, SpecError, format_path
 from composer.source.values import Located, plain
 from perception_blocks.words import cut, describe
 
-__all__ = ["CLASS", "MOST", "MOST_LAYERS", "Code", "Taken"]
+__all__ = ["CLASS", "MOST", "MOST_LAYERS", "Code", "Refusals", "Taken"]
 
 CLASS = "__class__"  # the key under which a class or a call of a Python file says its name
 
@@ -24,13 +24,42 @@ class Code(str):
     """An expression of a Python file that would have to be run to have a value."""
 
 
+class Refusals:
+    """All that cannot be imported of one file, so that a user sees it at once.
+
+    What is said of a value leaves out its consequences: whatever else would be said of it, or of what is in it.
+    """
+
+    def __init__(self) -> None:
+        self._problems: dict[Problem, None] = {}
+        self._paths: set[Path] = set()
+
+    def note(self, problem: Problem, path: Path | None = None, *, once: bool = False) -> None:
+        """Note a ``problem``, after which nothing is said of the value at ``path``.
+
+        With ``once`` it is left out where one at the same place is known: a line of code gives many values.
+        """
+        at = problem.path if path is None else path
+        if any(at[:length] in self._paths for length in range(1, len(at) + 1)):
+            return
+        if path is not None:
+            self._paths.add(path)
+        if not (once and any(known.position == problem.position for known in self._problems)):
+            self._problems.setdefault(problem)
+
+    def raise_if_any(self) -> None:
+        """Raise a SpecError with all problems noted up to now."""
+        if self._problems:
+            raise SpecError(self._problems)
+
+
 class Taken(Mapping[str, Any]):
     """A mapping of a file that notes which of its keys were asked for, at any depth.
 
     Mappings in it, also those in lists, are `Taken` themselves. `text`, `flag`, `number`, `whole`, `layers`, `wholes`,
     `below` and `entries` also check what they return; a key that is absent or null has its ``default``, and is needed
-    where there is none. They raise SpecError with the place and the path of the key. ``in`` and ``len`` ask for
-    nothing.
+    where there is none. They raise SpecError with the place and the path of the key, or, with ``refusals``, note it
+    there and go on with a value of the right kind. ``in`` and ``len`` ask for nothing.
 
     >>> from composer.source.values import from_python
     >>> net = Taken(from_python({"mlp": {"units": [64], "d2rl": False}, "cnn": None}))
@@ -38,8 +67,8 @@ class Taken(Mapping[str, Any]):
     ([64], [('mlp', 'd2rl'), ('cnn',)])
     """
 
-    def __init__(self, node: Located, path: Path = ()) -> None:
-        self.node, self.path = node, path
+    def __init__(self, node: Located, path: Path = (), refusals: Refusals | None = None) -> None:
+        self.node, self.path, self.refusals = node, path, refusals
         self._asked: set[str] = set()
         self._views: dict[str, Any] = {}
 
@@ -47,7 +76,7 @@ class Taken(Mapping[str, Any]):
         node = self.node.value[key]
         self._asked.add(key)
         if key not in self._views:
-            self._views[key] = _view(node, (*self.path, key))
+            self._views[key] = _view(node, (*self.path, key), self.refusals)
         return self._views[key]
 
     def __contains__(self, key: object) -> bool:
@@ -101,22 +130,52 @@ class Taken(Mapping[str, Any]):
         name = format_path(path)
         return SpecError([Problem(f"{name}: {reason}" if name else reason, path, place)])
 
+    def refuse(self, key: str | None, reason: str, index: int | None = None) -> None:
+        """Note a `refusal`, of the whole ``key`` or of the value at ``index`` of its list; raise it without `refusals`.
+
+        Reading goes on, so that the file's other problems are noted as well.
+        """
+        path = None if key is None else (*self.path, key, *(() if index is None else (index,)))
+        self._refuse(self.refusal(key, reason), path)
+
+    def refuse_unread(self, key: str) -> bool:
+        """Refuse a text at ``key`` that is none yet: code, or what is filled in from elsewhere. False for others."""
+        value = self[key]
+        if isinstance(value, Code):
+            reason = f"{cut(value, 60)!r} is code, which is not run; write the value itself"
+        elif isinstance(value, str) and "${" in value:
+            reason = f"{value!r} is filled in from elsewhere; write the value itself"
+        else:
+            return False
+        self._refuse(self.refusal(key, reason), (*self.path, key), isinstance(value, Code))
+        return True
+
+    def _refuse(self, error: SpecError, path: Path | None, once: bool = False) -> None:
+        if self.refusals is None:
+            raise error
+        for problem in error.problems:
+            self.refusals.note(problem, path, once=once)
+
     # --- checked values -----------------------------------------------------------------------------------------
 
     def text(self, key: str, default: str | None = None) -> str:
-        return self._checked(key, default, "a text", _is_text, str)
+        return self._checked(key, default, "a text", _is_text, str, "")
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        return self._checked(key, default, "true or false", lambda v: isinstance(v, bool), bool)
+        return self._checked(
+            key, default, "true or false", lambda v: isinstance(v, bool), bool, False
+        )
 
     def number(self, key: str, default: float | None = None) -> float:
-        return self._checked(key, default, "a number", _is_number, float)
+        return self._checked(key, default, "a number", _is_number, float, 1.0)
 
     def whole(self, key: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
         what = f"a whole number of at least {least}" + (
             f" and at most {most}" if most < MOST else ""
         )
-        return self._checked(key, default, what, lambda v: _is_whole(v, least) and v <= most, int)
+        return self._checked(
+            key, default, what, lambda v: _is_whole(v, least) and v <= most, int, least
+        )
 
     def layers(self, key: str, default: int | None = None) -> int:
         """How many layers or networks there are, each of which has names of its own."""
@@ -129,7 +188,9 @@ class Taken(Mapping[str, Any]):
             is_short = isinstance(value, list) and len(value) <= MOST_LAYERS
             return is_short and all(_is_whole(each, least) for each in value)
 
-        return self._checked(key, default, what, valid, lambda v: [int(each) for each in v])
+        return self._checked(
+            key, default, what, valid, lambda v: [int(each) for each in v], [least]
+        )
 
     def one_or_many(self, key: str, default: int | None = None, least: int = 1) -> int | list[int]:
         """One whole number, or a list with one for each axis."""
@@ -146,16 +207,20 @@ class Taken(Mapping[str, Any]):
             what,
             valid,
             lambda v: [int(n) for n in v] if isinstance(v, list) else int(v),
+            least,
         )
 
     def below(self, key: str) -> Taken:
-        return self._checked(key, None, "a mapping", lambda v: isinstance(v, Taken), lambda v: v)
+        nothing = Taken(Located({}, self.node.position), (*self.path, key), self.refusals)
+        return self._checked(
+            key, None, "a mapping", lambda v: isinstance(v, Taken), lambda v: v, nothing
+        )
 
     def entries(self, key: str) -> list[Taken]:
         def valid(value: Any) -> bool:
             return isinstance(value, list) and all(isinstance(each, Taken) for each in value)
 
-        return self._checked(key, None, "a list of mappings", valid, lambda v: v)
+        return self._checked(key, None, "a list of mappings", valid, lambda v: v, [])
 
     def _checked(
         self,
@@ -164,30 +229,30 @@ class Taken(Mapping[str, Any]):
         what: str,
         valid: Callable[[Any], bool],
         convert: Callable[[Any], T],
+        instead: T,
     ) -> T | D:
+        """The value; the default, or ``instead``, of one that was refused where reading goes on."""
         if not self.has(key):
             if default is None:
-                raise self.refusal(key if key in self else None, f"{key!r} is missing: {what}")
+                error = self.refusal(key if key in self else None, f"{key!r} is missing: {what}")
+                self._refuse(error, (*self.path, key))
+                return instead
             return default
         value = self[key]
         if not valid(value):
-            if isinstance(value, Code):
-                reason = f"{cut(value, 60)!r} is code, which is not run; write the value itself"
-            elif isinstance(value, str) and "${" in value:
-                reason = f"{value!r} is filled in from elsewhere; write the value itself"
-            else:
+            if not self.refuse_unread(key):
                 is_list = isinstance(value, list) and value
                 got = cut(str(plain(self.node.value[key])), 60) if is_list else describe(value)
-                reason = f"must be {what}, got {got}"
-            raise self.refusal(key, reason)
+                self.refuse(key, f"must be {what}, got {got}")
+            return instead if default is None else default
         return convert(value)
 
 
-def _view(node: Located, path: Path) -> Any:
+def _view(node: Located, path: Path, refusals: Refusals | None) -> Any:
     if isinstance(node.value, dict):
-        return Taken(node, path)
+        return Taken(node, path, refusals)
     if isinstance(node.value, list):
-        return [_view(child, (*path, index)) for index, child in enumerate(node.value)]
+        return [_view(child, (*path, index), refusals) for index, child in enumerate(node.value)]
     return node.value
 
 

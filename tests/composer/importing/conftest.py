@@ -18,6 +18,7 @@ def imported_specs_are_checked(monkeypatch):
 
         def read(document, entry):
             imported = kind.read(document, entry)
+            document.refusals.raise_if_any()
             read_spec(load_source(imported.to_yaml()))
             return imported
 

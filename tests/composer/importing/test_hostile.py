@@ -44,7 +44,7 @@ LISTS = "a0 = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("- 1\n", "a.yaml", "a.yaml:1:1: a configuration is a mapping of keys to values, got a list"),
         ("? [1]\n: 2\n", "a.yaml", "a.yaml:1:3: a key is a text, got a list"),
         ("{<<: 3}\n", "a.yaml", "a.yaml:1:6: a merge key '<<' takes a mapping, got the number 3"),
-        (NET % "{units: [1e400]}", "a.yaml", "a.yaml:1:78: params.network.mlp.units: must be a list of whole numbers of at least 1, got [inf]"),
+        (NET % "{units: [1e400], activation: elu}", "a.yaml", "a.yaml:1:78: params.network.mlp.units: must be a list of whole numbers of at least 1, got [inf]"),
         (CLASSES, "a.py", "a.py:3050:1: the file grows to more than 300000 values"),
         (LISTS, "a.py", "a.py:6:6: the file grows to "),
         ("(" * 5_000 + ")" * 5_000, "a.py", "a.py:1:"),

@@ -248,7 +248,7 @@ def test_what_skrl_reads_otherwise_is_noted(tmp_path):
 
 
 def net(text):
-    return config(f"[{{name: net, input: OBSERVATIONS, {text}}}]")
+    return config(f"[{{name: net, input: OBSERVATIONS, {text}}}]", value=MLP)
 
 
 @pytest.mark.parametrize(
@@ -300,22 +300,22 @@ def net(text):
             "'leaky_relu', 'relu', 'selu', 'sigmoid', 'softplus', 'softsign', 'tanh'",
         ),
         (
-            config("[{name: net, input: '2 * OBSERVATIONS', layers: [8]}]"),
+            config("[{name: net, input: '2 * OBSERVATIONS', layers: [8]}]", value=MLP),
             "config.yaml:6:27: models.policy.network.0.input: the text '2 * OBSERVATIONS' is no input of a spec: "
             "observations, containers, permute and concatenate are",
         ),
         (
-            config('[{name: net, input: "__import__(\'os\').system(\'touch ran\')", layers: [8]}]'),
+            config('[{name: net, input: "__import__(\'os\').system(\'touch ran\')", layers: [8]}]', value=MLP),
             "config.yaml:6:27: models.policy.network.0.input: the text \"__import__('os').system('touch ran')\" is no "
             "input of a spec: observations, containers, permute and concatenate are",
         ),
         (
-            config("[{name: net, input: '%s', layers: [8]}]" % ("(" * 900)),
+            config("[{name: net, input: '%s', layers: [8]}]" % ("(" * 900), value=MLP),
             "config.yaml:6:27: models.policy.network.0.input: the text '(((((((((((((((((((((((((((((((((((((...' is "
             "no input of a spec: observations, containers, permute and concatenate are",
         ),
         (
-            config("[]"),
+            config("[]", value=MLP),
             "config.yaml:6:5: models.policy.network: needs at least one container of layers",
         ),
     ],
