@@ -180,7 +180,8 @@ def experiment_of(arguments: argparse.Namespace, loaded: Loaded) -> Experiment |
 
 
 def _source_and_spaces(arguments: argparse.Namespace) -> Loaded:
-    from composer.source.load import is_name, load_source, stored_source
+    from composer.source.extends import is_name
+    from composer.source.load import load_source, stored_source
 
     given = {} if arguments.env is None else {"env": arguments.env}
     if not is_checkpoint(arguments.file):
@@ -216,7 +217,8 @@ def model_of(path: str) -> str:
 
 def data_of(path: str, allow: Sequence[str]) -> Mapping[str, object]:
     """The resolved data of a spec, or of the spec in a checkpoint."""
-    from composer.source.load import is_name, load_source, stored_source
+    from composer.source.extends import is_name
+    from composer.source.load import load_source, stored_source
 
     if not is_checkpoint(path):
         from composer.dataflow.experiment import registered_spec

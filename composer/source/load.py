@@ -6,7 +6,6 @@ It applies `extends`, overrides and params, in this order, and does not know wha
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path as FilePath
 from types import MappingProxyType
@@ -14,24 +13,21 @@ from typing import Any, TypeAlias
 
 from composer.errors import Path, Position, Problem, Span, SpecError, format_path
 from composer.source.dump import dump_yaml
+from composer.source.extends import SpecFiles
 from composer.source.files import (
-    MAX_BYTES,
     allowed_folders,
     display_name,
-    near_file,
     outside,
-    read_text,
     real_path,
 )
-from composer.source.overlay import merge, set_value
+from composer.source.overlay import set_value
 from composer.source.params import fill_params
-from composer.source.parse import BOM, YamlParser
+from composer.source.parse import YamlParser, parse_mapping
 from composer.source.spans import Index
 from composer.source.values import Located, from_python, node_at, plain
-from perception_blocks.registry import UnknownNameError
 from perception_blocks.words import describe, sparing
 
-__all__ = ["TEXT_NAME", "GivenSpec", "NamedSpecs", "Override", "Source", "is_name", "load_source"]
+__all__ = ["TEXT_NAME", "GivenSpec", "NamedSpecs", "Override", "Source", "load_source"]
 __all__ += ["stored_source"]
 
 Override: TypeAlias = "str | tuple[str | Path, object]"
@@ -41,7 +37,6 @@ GivenSpec: TypeAlias = "str | FilePath | Mapping[str, object] | Source"
 NamedSpecs: TypeAlias = "Callable[[str], GivenSpec]"
 """The spec that is registered under a name, for `extends`. Raises UnknownNameError."""
 
-MAX_EXTENDS = 20  # files, one extending the next
 TEXT_NAME = "<spec>"  # the file name in messages about a spec given as text
 
 
@@ -190,11 +185,11 @@ def load_source(
     if isinstance(spec, Source):
         return spec.overridden(overrides)
     problems: list[Problem] = []
-    reader = _Files(problems, allowed_folders(allow), named, files)
+    reader = SpecFiles(problems, allowed_folders(allow), named, files)
     name: str | None = None
     if isinstance(spec, str) and "\n" in spec:
         name = TEXT_NAME
-        root = reader.on_named_bases(_parse(spec, name, problems), "a text")
+        root = reader.on_named_bases(parse_mapping(spec, name, problems), "a text")
     elif isinstance(spec, str | os.PathLike):
         name = display_name(os.fspath(spec))
         root = reader.load_named(os.fspath(spec), None, ()) if isinstance(spec, str) else None
@@ -221,8 +216,8 @@ def stored_source(
     """
     problems: list[Problem] = []
     name = f"{display_name(os.fspath(file))}, its spec"
-    root = _Files(problems, ()).on_named_bases(
-        _parse(text, name, problems), "the text inside of one"
+    root = SpecFiles(problems, ()).on_named_bases(
+        parse_mapping(text, name, problems), "the text inside of one"
     )
     root = _overridden(root, overrides, problems)
     return Source(root, name, (), problems, is_stored=True)
@@ -250,131 +245,6 @@ def _files_beside(root: Located, registered: Iterable[str]) -> dict[str, str]:
         if os.path.isfile(place) or ("/" in node.value and os.path.isdir(place)):
             places[node.value] = place
     return {text: place for text, place in places.items() if text not in others}
-
-
-# --- extends -----------------------------------------------------------------------------------------------------
-
-
-class _Files:
-    """Reads a file and the files it extends, each once; ``seen`` lists them as the user would write them.
-
-    A file that another extends must lie in ``folders``, or be registered: ``named`` knows those, and ``registered`` are
-    their folders. ``texts`` has what is read in the place of some files, by their real paths.
-    """
-
-    def __init__(
-        self,
-        problems: list[Problem],
-        folders: tuple[str, ...],
-        named: NamedSpecs | None = None,
-        texts: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        self.seen: list[str] = []
-        self.folders = folders
-        self.registered: tuple[str, ...] = ()
-        self._problems = problems
-        self._named = named
-        self._texts = texts
-        self._merged: dict[str, Located] = {}
-
-    def load(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> Located:
-        identity = real_path(path)
-        self._check_chain(identity, asked_at, parents)
-        refusal = outside(path, (*self.folders, *self.registered)) if parents else None
-        if refusal:
-            raise SpecError([Problem(refusal, ("extends",), asked_at)])
-        if identity not in self._merged:
-            root = _parse(self._text(path, asked_at, parents), display_name(path), self._problems)
-            self.seen.append(display_name(path))
-            self._merged[identity] = self._on_its_bases(root, path, (*parents, identity))
-        return self._merged[identity]
-
-    def _text(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> str:
-        text = self._texts.get(real_path(path))
-        return read_text(path, asked_at, parents) if text is None else text.removeprefix(BOM)
-
-    def load_named(
-        self, name: str, asked_at: Position | None, parents: tuple[str, ...]
-    ) -> Located | None:
-        """The spec that is registered as ``name``; None where that is the path of a file."""
-        if self._named is None or not is_name(name):
-            return None
-        try:
-            given = self._named(name)
-        except UnknownNameError as error:
-            path = os.path.join(os.path.dirname(parents[-1]) if parents else "", name)
-            if os.path.exists(path) or real_path(path) in self._texts:
-                return None  # reading it says what else it is
-            message = f"there is no file {name!r}{near_file(path, parents)}"
-            if "did you mean" in str(error):
-                message += f"; {error}"
-            raise SpecError([Problem(message, ("extends",) if parents else (), asked_at)]) from None
-        if isinstance(given, os.PathLike) or (isinstance(given, str) and "\n" not in given):
-            self.registered = (*self.registered, real_path(os.path.dirname(os.fspath(given))))
-            return self.load(os.fspath(given), asked_at, parents)
-        identity = f"{name} (registered)"
-        self._check_chain(identity, asked_at, parents)
-        if isinstance(given, str):
-            root = _parse(given, f"<{name}>", self._problems)
-        elif isinstance(given, Mapping):
-            root = from_python(given)
-        else:
-            message = f"{name!r} is registered as {describe(given)}, not as a file, YAML text or a mapping"
-            raise SpecError([Problem(message, (), asked_at)])
-        return self.on_named_bases(root, f"registered as {name!r}", (*parents, identity))
-
-    def on_named_bases(self, root: Located, what: str, parents: tuple[str, ...] = ()) -> Located:
-        """``root``, which is no file but ``what``, on the registered specs that it extends."""
-        extends = root.value.get("extends")
-        if extends is None:
-            return root
-        names = extends.value if isinstance(extends.value, list) else [extends]
-        if self._named is not None and all(is_name(name.value) for name in names):
-            return self._on_its_bases(root, "", parents)
-        message = f"'extends' is relative to a file, and this spec is {what}; merge it yourself or use a file"
-        raise SpecError([Problem(message, ("extends",), extends.position)])
-
-    def _check_chain(
-        self, identity: str, asked_at: Position | None, parents: tuple[str, ...]
-    ) -> None:
-        if identity in parents:
-            chain = [*parents[parents.index(identity) :], identity]
-            names = " -> ".join(repr(os.path.basename(name)) for name in chain)
-            raise SpecError(
-                [Problem(f"files extend each other in a circle: {names}", (), asked_at)]
-            )
-        if len(parents) >= MAX_EXTENDS:
-            message = f"more than {MAX_EXTENDS} files extend one another"
-            raise SpecError([Problem(message, ("extends",), asked_at)])
-
-    def _on_its_bases(self, root: Located, path: str, parents: tuple[str, ...]) -> Located:
-        extends = root.value.get("extends")
-        if extends is None:
-            return root
-        names = extends.value if isinstance(extends.value, list) else [extends]
-        over = root.with_value({k: v for k, v in root.value.items() if k != "extends"})
-        base: Located | None = None
-        folder = os.path.dirname(path)
-        for name in names:
-            if not isinstance(name.value, str) or not name.value:
-                message = (
-                    f"'extends' must be a file name or a list of them, got {describe(name.value)}"
-                )
-                raise SpecError([Problem(message, ("extends",), name.position)])
-            below = self.load_named(name.value, name.position, parents)
-            if below is None:
-                below = self.load(os.path.join(folder, name.value), name.position, parents)
-            base = below if base is None else merge(base, below)
-        return over if base is None else merge(base, over)
-
-
-def is_name(text: object) -> bool:
-    """Whether ``text`` may be the name of a registered spec: it has neither a suffix nor a slash.
-
-    >>> is_name("ppo"), is_name("ppo.yaml"), is_name("./ppo")
-    (True, False, False)
-    """
-    return isinstance(text, str) and re.fullmatch(r"[\w-]+", text) is not None
 
 
 # --- overrides ---------------------------------------------------------------------------------------------------
@@ -432,22 +302,3 @@ def _placed(node: Located, position: Position) -> Located:
     if isinstance(node.value, list):
         return Located([_placed(v, position) for v in node.value], position, position)
     return Located(node.value, position, position)
-
-
-def _parse(text: str, name: str, problems: list[Problem]) -> Located:
-    """The mapping that ``text`` holds. Raises SpecError."""
-    if len(text) > MAX_BYTES:
-        message = f"the spec is longer than {MAX_BYTES} characters, too long for a spec"
-        raise SpecError([Problem(message, (), Position(name, 1, 1))])
-    yaml_problems: list[Problem] = []
-    root = YamlParser(name, yaml_problems).parse(text)
-    if root is not None and not isinstance(root.value, dict | None):
-        # No word of it: it may be any file.
-        kind = "a list" if isinstance(root.value, list) else "a single value"
-        message = f"a spec must be a mapping of keys to values, got {kind}"
-        raise SpecError([*problems, Problem(message, (), root.position)])
-    problems += yaml_problems
-    if root is None or root.value is None:
-        message = "the spec is empty; `composer init ENV` writes one to start from"
-        raise SpecError([*problems, Problem(message, (), Position(name, 1, 1))])
-    return root

@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 import yaml
 
 from composer.errors import Position, Problem, Span, SpecError
+from composer.source.files import MAX_BYTES
 from composer.source.scalars import Scalar, no_space_in_words, parse_scalar, syntax_error_in_words
 from composer.source.values import MAX_DEPTH, Located, Mark, check_size, mark_of
 from perception_blocks.words import describe, did_you_mean
 
-__all__ = ["BOM", "YamlParser", "is_yaml"]
+__all__ = ["BOM", "YamlParser", "is_yaml", "parse_mapping"]
 
 BOM = "\ufeff"
 _NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -306,3 +307,22 @@ def _is_number(value: object) -> bool:
 
 def _may_begin_list(value: object) -> bool:
     return _is_number(value) or (isinstance(value, str) and value.startswith("${"))
+
+
+def parse_mapping(text: str, name: str, problems: list[Problem]) -> Located:
+    """The mapping that ``text`` holds. Raises SpecError."""
+    if len(text) > MAX_BYTES:
+        message = f"the spec is longer than {MAX_BYTES} characters, too long for a spec"
+        raise SpecError([Problem(message, (), Position(name, 1, 1))])
+    yaml_problems: list[Problem] = []
+    root = YamlParser(name, yaml_problems).parse(text)
+    if root is not None and not isinstance(root.value, dict | None):
+        # No word of it: it may be any file.
+        kind = "a list" if isinstance(root.value, list) else "a single value"
+        message = f"a spec must be a mapping of keys to values, got {kind}"
+        raise SpecError([*problems, Problem(message, (), root.position)])
+    problems += yaml_problems
+    if root is None or root.value is None:
+        message = "the spec is empty; `composer init ENV` writes one to start from"
+        raise SpecError([*problems, Problem(message, (), Position(name, 1, 1))])
+    return root

@@ -374,7 +374,7 @@ def test_the_spec_in_a_checkpoint_or_a_run_is_text(apart, monkeypatch, spec, cap
     torch.save({"steps": 1}, "run/trainer.pt")
     read = []
     monkeypatch.setattr(
-        "composer.source.load.read_text", lambda path, at: read.append(path) or SECRET
+        "composer.source.extends.read_text", lambda path, *_: read.append(path) or SECRET
     )
     with pytest.raises(SpecError):
         composer.load("agent.safetensors")

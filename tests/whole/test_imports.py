@@ -27,7 +27,7 @@ perception_blocks.graph: collector graph wiring built construct assemble | torch
 perception_blocks.ensemble: layers network ensemble | torch
 perception_blocks: inference | torch networkx
 composer: errors atomic batch_axes limits | torch
-composer.source: values spans files scalars params parse dump overlay load foreign | yaml
+composer.source: values spans files scalars params parse dump overlay extends load foreign | yaml
 composer: trust |
 composer.spec: keys fields top_level parallel action_model model_spec nodes template references wrapper_names read network_file places diff |
 composer.spaces: nested sizes values kinds variable_readers variable tree action_inputs actors json_form pettingzoo previous lookup episode_starts recalling samples observer | gymnasium numpy torch pettingzoo mpe2
