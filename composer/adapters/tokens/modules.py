@@ -60,9 +60,8 @@ def token_modules(
     policy = one_policy(model.policy)
     chosen = encoding or ("categorical" if env is None else encoding_of(env))
     build = ModulesBuilder(
-        model, chosen, {},
-        mask_training=mask_training, return_log_prob=True, burn_in=0, temperature_key=temperature_key,
-    )  # fmt: skip
+        model, chosen, {}, mask_training=mask_training, temperature_key=temperature_key
+    )
     actor_view = SequenceView(policy)
     (action,) = policy.distributions
     is_one_hot = chosen == "one_hot"

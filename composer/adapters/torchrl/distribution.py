@@ -41,7 +41,7 @@ class ComposedDistribution(TorchDistribution):
         self.field = field
         family.refuse_no_numbers(logits)
         try:
-            self.base = _made(family, logits, mask, temperature)
+            self.base = family(logits, mask, 1.0 if temperature is None else temperature)
         except NoLegalChoiceError as error:
             raise error.of(f"observation {mask_key!r}") from None
         self._logits, self._mask, self._temperature = logits, mask, temperature
@@ -97,9 +97,10 @@ class ComposedDistribution(TorchDistribution):
         return self._logits.dtype
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> ComposedDistribution:
-        expanded = self._expanded(batch_shape)
+        given = (self._logits, self._mask, self._temperature)
+        wide = [None if t is None else t.expand(*batch_shape, t.shape[-1]) for t in given]
         # Without its key: this mask has been looked at already.
-        return ComposedDistribution(*expanded, family=self.family, field=self.field)
+        return ComposedDistribution(*wide, family=self.family, field=self.field)  # type: ignore[arg-type]
 
     # --- inside ---
 
@@ -107,13 +108,7 @@ class ComposedDistribution(TorchDistribution):
         """Our distribution with batch shape ``sample_shape`` + (...)."""
         if not tuple(sample_shape):
             return self.base
-        return _made(self.family, *self._expanded((*sample_shape, *self.batch_shape)))
-
-    def _expanded(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        logits = self._logits.expand(*batch_shape, self._logits.shape[-1])
-        mask = None if self._mask is None else self._mask.expand(logits.shape)
-        heat = self._temperature
-        return logits, mask, None if heat is None else heat.expand(*batch_shape, heat.shape[-1])
+        return self.expand((*sample_shape, *self.batch_shape)).base
 
     def _with_log_prob(self, base: Distribution, value: Tensor) -> tuple[Tensor, Tensor]:
         """The action, and the log-probability of what the environment gets: a clipped action is another one."""
@@ -138,11 +133,3 @@ class ComposedDistribution(TorchDistribution):
                 f"the action {key!r} is no choice of one out of many: {kind} has no probs and logits of its choices"
             )
         return self.base
-
-
-def _made(
-    family: ActionDistribution, logits: Tensor, mask: Tensor | None, temperature: Tensor | None
-) -> Distribution:
-    if temperature is None:
-        return family(logits, mask)
-    return family(logits, mask, temperature)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +22,6 @@ from torchrl.data import (
     Bounded,
     Categorical,
     MultiCategorical,
-    MultiOneHot,
-    OneHot,
     TensorSpec,
     Unbounded,
 )
@@ -55,32 +54,24 @@ class Field:
     @property
     def shape(self) -> tuple[int, ...]:
         """Its axes without the batch axes."""
-        if self.form == "one_hot":
-            return (*self.leaf.shape, choice_sizes(self.leaf)[0])
-        return (sum(choice_sizes(self.leaf)),) if self.form == "flat_one_hot" else self.leaf.shape
+        return self.leaf.shape if self.form in ("plain", "index") else tuple(self.spec.shape)
 
-    @property
+    @cached_property
     def spec(self) -> TensorSpec:
         """Its spec for TorchRL."""
         if self.form == "plain":
             return _plain_spec(self.leaf)
-        sizes, shape = choice_sizes(self.leaf), torch.Size(self.shape)
-        if self.form == "flat_one_hot":
-            return MultiOneHot(sizes, dtype=torch.int64)
-        if self.form == "one_hot":
-            return OneHot(sizes[0], shape=shape, dtype=torch.int64)
+        sizes, shape = choice_sizes(self.leaf), torch.Size(self.leaf.shape)
+        spec: Any = Categorical(sizes[0], shape=shape, dtype=torch.int64)
         if len(set(sizes)) > 1:
-            return MultiCategorical(sizes, shape=shape, dtype=torch.int64)
-        return Categorical(sizes[0], shape=shape, dtype=torch.int64)
+            spec = MultiCategorical(sizes, shape=shape, dtype=torch.int64)
+        return spec if self.form == "index" else spec.to_one_hot_spec().to(torch.int64)
 
     def to_space(self, value: Tensor) -> Tensor:
         """``value`` as gymnasium has it: the index of a choice."""
-        if self.form == "one_hot":
-            return value.to(torch.int64).argmax(-1)
-        if self.form == "flat_one_hot":
-            parts = value.to(torch.int64).split(choice_sizes(self.leaf), -1)
-            return torch.stack([part.argmax(-1) for part in parts], -1)
-        return value
+        if self.form in ("plain", "index"):
+            return value
+        return self.spec.to_categorical(value, safe=False)  # type: ignore[attr-defined]
 
     def to_model(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """``value`` as distributions and critics have it: zero-based, or of ``dtype``. Gradients flow through."""
@@ -163,12 +154,11 @@ def _form(leaf: Leaf, encoding: Encoding) -> Form:
 
 def _plain_spec(leaf: Leaf) -> TensorSpec:
     shape = torch.Size(leaf.shape)
-    dtype = to_space_value(leaf, torch.zeros(shape)).dtype
     if leaf.kind == "multi_binary":
-        return Binary(shape=shape, dtype=dtype)
+        return Binary(shape=shape, dtype=leaf.dtype)
     if leaf.port.low is None and leaf.port.high is None:
-        return Unbounded(shape=shape, dtype=dtype)
+        return Unbounded(shape=shape, dtype=leaf.dtype)
     assert isinstance(leaf.space, spaces.Box)
     limits = leaf.space.low, leaf.space.high
-    low, high = (torch.as_tensor(limit, dtype=dtype) for limit in limits)
-    return Bounded(low, high, shape=shape, dtype=dtype)
+    low, high = (torch.as_tensor(limit, dtype=leaf.dtype) for limit in limits)
+    return Bounded(low, high, shape=shape, dtype=leaf.dtype)

@@ -12,7 +12,7 @@ try:
     from tensordict import TensorDict
     from tensordict.nn import TensorDictModuleBase
     from torch import Tensor, nn
-    from torchrl.data import Composite, ReplayBuffer
+    from torchrl.data import Composite, LazyTensorStorage, ReplayBuffer, SliceSampler
     from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer
     from torchrl.modules import ActorValueOperator, ProbabilisticActor, QValueActor, ValueOperator
     from torchrl.objectives import LossModule
@@ -32,7 +32,7 @@ from composer.adapters.torchrl.distribution import ComposedDistribution
 from composer.adapters.torchrl.fields import Encoding, Key
 from composer.adapters.torchrl.functions import critic_of, state_specs
 from composer.adapters.torchrl.modules import ModulesBuilder, ensemble_of
-from composer.adapters.torchrl.sequences import sequence_buffer
+from composer.adapters.torchrl.sequences import STREAM_END, EpisodeSequences, refuse_lengths
 from composer.critic.state_action import StateActionCritic
 from composer.model import Model
 from composer.policy.structured import one_policy
@@ -67,12 +67,20 @@ class TorchRLModules:
         """A replay buffer of sequences for a model with memory, whose first ``burn_in`` steps only warm up its state.
 
         Extend it with the batches (environments, T) of a collector; ``steps`` counts the steps of all environments. A
-        sample holds ``batch_size // sequence_length`` sequences, which begin anywhere with the states that were stored
-        there, and go on over the ends of episodes. TorchRL's losses learn from the steps after ``burn_in``. Raises
-        ValueError unless ``burn_in`` is smaller than ``sequence_length``.
+        sample holds ``batch_size // sequence_length`` sequences, but at least one, which begin anywhere with the states
+        that were stored there, and go on over the ends of episodes. TorchRL's losses learn from the steps after
+        ``burn_in``. Raises ValueError unless ``burn_in`` is smaller than ``sequence_length``.
         """
-        return sequence_buffer(
-            steps, sequence_length=sequence_length, burn_in=self.burn_in, batch_size=batch_size
+        refuse_lengths(sequence_length, self.burn_in)
+        sampler = SliceSampler(
+            slice_len=sequence_length, end_key=STREAM_END, truncated_key=None, init_key=None,
+            cache_values=True,
+        )  # fmt: skip
+        return ReplayBuffer(
+            storage=LazyTensorStorage(steps, ndim=2),
+            sampler=sampler,
+            transform=EpisodeSequences(sequence_length, self.burn_in),
+            batch_size=max(1, batch_size // sequence_length) * sequence_length,
         )
 
     def adopt(self, loss: LossModule) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, unravel_key
 from tensordict.nn import (
     CompositeDistribution,
     InteractionType,
@@ -42,7 +42,7 @@ from composer.adapters.torchrl.functions import (
     state_specs,
 )
 from composer.critic.base import SpaceCritic
-from composer.critic.state_action import Q_VALUES, StateActionCritic
+from composer.critic.state_action import Q_VALUES
 from composer.distributions.discrete import NoLegalChoiceError, require_choice
 from composer.model import Model
 from composer.network.network import Network, State, Tensors
@@ -57,29 +57,28 @@ from perception_blocks.words import hint
 __all__ = ["ModulesBuilder", "TensorModule", "TensorValue", "ensemble_of", "sequence"]
 
 LEGAL = "legal_actions"
+X = TypeVar("X")
 
 
+@dataclass
 class ModulesBuilder:
     """Builds the modules of ``model``; fields say under which key and in which form a TensorDict holds a value.
 
     Raises ValueError for ``keys`` that name nothing, and for what an encoding cannot tell.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        encoding: Encoding,
-        keys: Mapping[str, Key],
-        *,
-        mask_training: bool,
-        return_log_prob: bool,
-        burn_in: int,
-        temperature_key: Key | None = None,
-    ) -> None:
-        self.model, self.burn_in, self.temperature_key = model, burn_in, temperature_key
-        self.mask_training, self.return_log_prob = mask_training, return_log_prob
-        self.policy = policy = one_policy(model.policy)
-        tree, action_tree, critic = policy.observer.tree, policy.action_tree, critic_of(model)
+    model: Model
+    encoding: Encoding
+    keys: Mapping[str, Key]
+    mask_training: bool = False
+    return_log_prob: bool = True
+    burn_in: int = 0
+    temperature_key: Key | None = None
+
+    def __post_init__(self) -> None:
+        keys, encoding = self.keys, self.encoding
+        self.policy = policy = one_policy(self.model.policy)
+        tree, action_tree, critic = policy.observer.tree, policy.action_tree, critic_of(self.model)
         known = [*tree.leaves, *action_tree.leaves, "action_mask"]
         for name in keys:
             if name not in known:
@@ -105,23 +104,18 @@ class ModulesBuilder:
             network = self._network(
                 self._logits_keys(), self._use(training), self._is_masked(training)
             )
-        keys = [field.key for field in self.actions.values()]
-        named: dict[str, Any] = {"log_prob_key": _log_prob(keys[0])} if self._is_single else {}
         return ComposedActor(
             network,
-            in_keys=self._distribution_keys(self._is_masked(training)),
-            out_keys=keys,
+            out_keys=[field.key for field in self.actions.values()],
             spec=self._action_spec(),
             default_interaction_type=InteractionType.RANDOM,
             return_log_prob=self.return_log_prob,
-            **self._distribution(),
-            **named,
+            **self._head(self._is_masked(training)),
         )
 
-    def trunk(self, *, training: bool) -> TensorModule:
+    def _trunk(self, training: bool) -> TensorModule:
         """The policy's network up to its logits, with all that the critic reads of it."""
-        shared = {name: name for name in self.policy.shares}
-        outputs = self._logits_keys() | shared
+        outputs = self._logits_keys() | {name: name for name in self.policy.shares}
         return self._network(outputs, self._use(training), self._is_masked(training))
 
     def _use(self, training: bool, writes: bool = True) -> MemoryUse:
@@ -134,56 +128,39 @@ class ModulesBuilder:
         """The policy's network; it reads the masks of actions where the actor is ``masked``."""
         read = _read_by_policy(self.policy, masked)
         fields = {name: self.observations[name] for name in read}
-        masks = self._mask_outputs() if masked else {}
-        return TensorModule(TensorPolicy(self.policy, fields, outputs, use, masks))
+        masks = self.policy.masks if masked and not self._is_single else {}
+        places = {observation: self._place(action, "mask") for action, observation in masks.items()}
+        return TensorModule(TensorPolicy(self.policy, fields, outputs, use, places))
 
     @property
     def _is_single(self) -> bool:
         return len(self.actions) == 1
 
+    def _place(self, action: str, what: str) -> Key:
+        """Where the distribution of ``action`` finds its logits, or its mask among several actions."""
+        nested: Any = (PARAMS, self.actions[action].key, what)
+        return what if self._is_single else unravel_key(nested)  # type: ignore[return-value]
+
     def _logits_keys(self) -> dict[str, Key]:
-        if self._is_single:
-            return dict.fromkeys(self.actions, "logits")
-        return {name: _nested(PARAMS, field.key, "logits") for name, field in self.actions.items()}
+        return {name: self._place(name, "logits") for name in self.actions}
 
-    def _mask_outputs(self) -> dict[str, Key]:
-        """The observations that mask one of several actions, and the keys where the distributions expect them."""
-        if self._is_single:
-            return {}
-        masks = self.policy.masks.items()
-        return {name: _nested(PARAMS, self.actions[key].key, "mask") for key, name in masks}
-
-    def _distribution_keys(self, masked: bool) -> Any:
-        if not self._is_single:
-            return [PARAMS]
-        keys: dict[str, Key] = {"logits": "logits"}
-        if masked and self.mask_key:
-            keys["mask"] = self.mask_key
-        if self.temperature_key:
-            keys["temperature"] = self.temperature_key
-        return keys
-
-    def _distribution(self) -> dict[str, Any]:
-        """Class and arguments of the distribution, for ProbabilisticActor."""
+    def _head(self, masked: bool) -> dict[str, Any]:
+        """Keys, class and arguments of the distribution, for ProbabilisticActor."""
         policy = self.policy
         masks = dict.fromkeys(self.actions, self.mask_key) if self._is_single else policy.masks
-        arguments = {
-            name: {
-                "family": policy.distributions[name],
-                "field": field,
-                "mask_key": masks.get(name),
-            }
+        settings: list[dict[str, Any]] = [
+            {"family": policy.distributions[name], "field": field, "mask_key": masks.get(name)}
             for name, field in self.actions.items()
-        }
+        ]
         if self._is_single:
-            (only,) = arguments.values()
-            return {"distribution_class": ComposedDistribution, "distribution_kwargs": only}
-        parts = {
-            self.actions[name].key: partial(ComposedDistribution, **settings)
-            for name, settings in arguments.items()
-        }
-        kwargs = {"distribution_map": parts}
-        return {"distribution_class": CompositeDistribution, "distribution_kwargs": kwargs}
+            keys = {"logits": "logits", "mask": masked and self.mask_key}
+            keys["temperature"] = self.temperature_key
+            given = {name: key for name, key in keys.items() if key}
+            kind, arguments = ComposedDistribution, settings[0]
+        else:
+            parts = {each["field"].key: partial(ComposedDistribution, **each) for each in settings}
+            kind, given, arguments = CompositeDistribution, [PARAMS], {"distribution_map": parts}
+        return {"in_keys": given, "distribution_class": kind, "distribution_kwargs": arguments}
 
     def _action_spec(self) -> Composite:
         spec = Composite()
@@ -195,10 +172,7 @@ class ModulesBuilder:
 
     def critic(self, *, training: bool) -> TensorDictModuleBase:
         """Values; where the critic shares values of the policy, with the policy's network before it."""
-        return self._after_trunk(self.value(training=training), training)
-
-    def value(self, *, training: bool) -> ValueOperator:
-        return TensorValue(self._tensor_critic(self._critic, self._use(training)))
+        return self._after_trunk(self._value(self._use(training)), training)
 
     def collecting(self, actor: ProbabilisticActor) -> TensorDictModuleBase:
         """``actor`` for inference, and after it the critic's memory; values would be in the way of GAE."""
@@ -212,7 +186,7 @@ class ModulesBuilder:
     def _after_trunk(self, value: TensorDictModule, training: bool) -> TensorDictModuleBase:
         if not self._critic.shared:
             return value
-        return sequence(self.trunk(training=training), value)
+        return sequence(self._trunk(training), value)
 
     def copies(self) -> tuple[ValueOperator, ...]:
         """The copies of an ensemble as critics of their own, with copies of its weights."""
@@ -220,17 +194,13 @@ class ModulesBuilder:
         ensemble = ensemble_of(critic)
         if ensemble is None or critic.shared:
             return ()
-        use = self._use(training=True, writes=False)
-        singles = [_single(critic, ensemble, index) for index in range(ensemble.copies)]
-        return tuple(
-            TensorValue(self._tensor_critic(single, use, index))
-            for index, single in enumerate(singles)
-        )
+        use, rows = self._use(training=True, writes=False), range(ensemble.copies)
+        return tuple(self._value(use, _single(critic, ensemble, row), row) for row in rows)
 
     def actor_critic(self, actor: ProbabilisticActor) -> ActorValueOperator:
         """Policy and critic in one pass of what they share; ``actor`` is the one for training."""
         head = SafeProbabilisticTensorDictSequential(actor.module[-1])  # type: ignore[index]
-        return ActorValueOperator(self.trunk(training=True), head, self.value(training=True))
+        return ActorValueOperator(self._trunk(True), head, self._value(self._use(True)))
 
     def q_actor(self, *, training: bool) -> QValueActor:
         """Takes the choice of the highest Q value, among the legal ones if there is a mask.
@@ -242,8 +212,7 @@ class ModulesBuilder:
         if self.model.critic is None:
             value = self._network({name: "action_value"}, use, masked=False)
         else:
-            critic = TensorValue(self._tensor_critic(self._critic, use))
-            value = self._after_trunk(critic, training)
+            value = self._after_trunk(self._value(use), training)
         if self.mask_key is not None:
             legal = TensorDictModule(
                 _Legal(field.leaf.key, self.mask_key), in_keys=[self.mask_key], out_keys=[LEGAL]
@@ -263,6 +232,12 @@ class ModulesBuilder:
         assert critic is not None
         return critic
 
+    def _value(
+        self, use: MemoryUse, critic: SpaceCritic | None = None, copy: int | None = None
+    ) -> ValueOperator:
+        """The model's critic, or one of its copies, as a module."""
+        return TensorValue(self._tensor_critic(critic or self._critic, use, copy))
+
     def _tensor_critic(
         self, critic: SpaceCritic, use: MemoryUse, copy: int | None = None
     ) -> TensorCritic:
@@ -276,7 +251,7 @@ class ModulesBuilder:
         """Every output of the critic -> its key."""
         known: dict[str, Key] = {"value": "state_value", "q_value": "state_action_value"}
         for name, field in self.actions.items():
-            key = "action_value" if self._is_single else _nested("action_value", field.key)
+            key = "action_value" if self._is_single else unravel_key(("action_value", field.key))
             known[name + Q_VALUES] = key
         return {name: known.get(name, name) for name in critic.out_ports}
 
@@ -285,32 +260,32 @@ class OneCopy(Network):
     """One of the copies of an ensemble; its outputs and states have the names of the ensemble's."""
 
     def __init__(self, whole: Network, copy: InferenceBlock) -> None:
-        names = list(whole.out_ports)
-        nodes = getattr(whole.module, "nodes", None)
-        inner = dict(zip(nodes[0].step.outputs, nodes[0].step.inner[1])) if nodes else {}
         self.module = copy
         self._whole = whole
         self.in_ports = whole.in_ports
-        self._outputs = {name: inner.get(name, name) for name in names}
-        self.out_ports = {name: copy.out_ports[name_in] for name, name_in in self._outputs.items()}
-        self._states = dict(zip(whole.state_shapes, copy.state_shapes))
-        self.state_shapes = {name: copy.state_shapes[n] for name, n in self._states.items()}
+        self._outputs = dict(zip(whole.out_ports, copy.out_ports, strict=True))
+        self._states = dict(zip(whole.state_shapes, copy.state_shapes, strict=True))
+        self.out_ports = _renamed(copy.out_ports, self._outputs)
+        self.state_shapes = _renamed(copy.state_shapes, self._states)
 
     @property
     def form(self) -> nn.Module:
         return self._whole.form
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
-        outputs = self.module(inputs)
-        return {name: outputs[output] for name, output in self._outputs.items()}
+        return _renamed(self.module(inputs), self._outputs)
 
     def advance(
         self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
     ) -> tuple[Tensors, State]:
         inside = {inner: state[name] for name, inner in self._states.items()}
         outputs, after = self.module(inputs, inside, resets, unroll)
-        named = {name: outputs[output] for name, output in self._outputs.items()}
-        return named, {name: after[inner] for name, inner in self._states.items()}
+        return _renamed(outputs, self._outputs), _renamed(after, self._states)
+
+
+def _renamed(values: Mapping[str, X], names: Mapping[str, str]) -> dict[str, X]:
+    """The ``values`` by other ``names``: {other: name}."""
+    return {other: values[name] for other, name in names.items()}
 
 
 class TensorModule(TensorDictModule):
@@ -398,13 +373,10 @@ def ensemble_of(critic: SpaceCritic) -> EnsembleBlock | None:
     )
 
 
-def _single(critic: SpaceCritic, ensemble: EnsembleBlock, index: int) -> StateActionCritic:
+def _single(critic: SpaceCritic, ensemble: EnsembleBlock, index: int) -> SpaceCritic:
     """The critic of one copy of ``ensemble``."""
-    assert isinstance(critic, StateActionCritic)
-    single = StateActionCritic(
-        OneCopy(critic.network, ensemble.copy_of(index)),
-        replace(critic.setup, shared=(), dtype=critic.dtype, copies=1, value_normalizer=None),
-    )
+    network = OneCopy(critic.network, ensemble.copy_of(index))
+    single = critic.with_network(network, replace(critic.setup, copies=1))
     single.state_names = critic.state_names
     return single
 
@@ -472,12 +444,3 @@ def _mask_key(
     mask = parts.get("action_mask") if isinstance(parts, Mapping) else None
     fits = mask is not None and mask.shape == policy.logits_shapes[name]
     return "action_mask" if fits else None
-
-
-def _nested(first: str, key: Key, *last: str) -> Key:
-    path = (key,) if isinstance(key, str) else key
-    return (first, *path, *last)
-
-
-def _log_prob(key: Key) -> Key:
-    return f"{key}_log_prob" if isinstance(key, str) else (*key[:-1], f"{key[-1]}_log_prob")

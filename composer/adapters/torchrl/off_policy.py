@@ -12,8 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict import TensorDict, TensorDictBase, unravel_key
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.modules import EGreedyModule
@@ -110,13 +109,13 @@ class OffPolicy(Algorithm[S]):
         super().__init__(modules, settings, loss, sequence(actor, self._chance))
         loss.make_value_estimator(gamma=settings.gamma)
         self._targets = SoftUpdate(loss, tau=settings.tau)
-        self._in_rows = self.model.has_memory
+        self._axes = 2 if self.model.has_memory else 1  # of what is stored: steps, environments
         example = env.fake_tensordict()
         read: list[Any] = loss.in_keys
-        followed = {("next", *_path(key)) for key in read} & set(example.keys(True, True))
+        followed = {unravel_key(("next", key)) for key in read} & set(example.keys(True, True))
         self._stored: list[Any] = list(dict.fromkeys([*read, *followed]))
         self._example = _leaves(example.reshape(-1)[:1].select(*self._stored))
-        if self._in_rows:
+        if self.model.has_memory:
             self._buffer = modules.sequence_buffer(
                 settings.buffer_size, sequence_length=self._length, batch_size=settings.batch_size
             )
@@ -130,16 +129,13 @@ class OffPolicy(Algorithm[S]):
         """The loss, the actor, and the module after it that says how often actions are random."""
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
-        self._put(batch if self._in_rows else batch.reshape(-1))
-        if steps < self.settings.learning_starts or not self._has_enough(len(batch)):
+        self._put(batch if self._axes == 2 else batch.reshape(-1))
+        is_short = len(self._buffer) < self._length * len(batch)
+        if steps < self.settings.learning_starts or is_short:
             return
         for _ in range(self.settings.updates):
             self._update(self._buffer.sample())
             self._targets.step()
-
-    def _has_enough(self, envs: int) -> bool:
-        """Whether there is a sequence to learn from."""
-        return len(self._buffer) >= self._length * envs
 
     def state(self) -> TrainerState:
         return {**super().state(), "loss": self.loss.state_dict(), "buffer": self._kept()}
@@ -152,12 +148,7 @@ class OffPolicy(Algorithm[S]):
         if kept:
             self._refuse_values(kept)
             stored = TensorDict(kept, batch_size=next(iter(kept.values())).shape[: self._axes])
-            self._put(stored.transpose(0, 1) if self._in_rows else stored)
-
-    @property
-    def _axes(self) -> int:
-        """The axes of what is stored: steps, and with memory environments."""
-        return 2 if self._in_rows else 1
+            self._put(stored.transpose(0, 1) if self._axes == 2 else stored)
 
     def _refuse_values(self, kept: Mapping[Key, torch.Tensor]) -> None:
         """Raise ValueError for steps that no environment gives: they would break an update much later."""
@@ -168,7 +159,7 @@ class OffPolicy(Algorithm[S]):
             raise ValueError(f"its replay buffer holds {shape.numel():,} steps")
         policy = one_policy(self.model.policy)
         actions, seen = map(_spaces_by_key, (policy.action_tree, policy.observer.tree))
-        seen |= {("next", *_path(key)): space for key, space in seen.items()} | actions
+        seen |= {unravel_key(("next", key)): space for key, space in seen.items()} | actions
         for key, example in self._example.items():
             like = example.expand(*shape, *example.shape[1:])
             refuse_other_steps(shown(key), kept[key], like, seen.get(key), key in actions)
@@ -238,12 +229,11 @@ class Sac(OffPolicy[SacSettings]):
 
     def __init__(self, model: Model, env: EnvBase, settings: SacSettings) -> None:
         super().__init__(model, env, settings)
-        self._explore(0)
-        if not self.modules.critic_copies:
-            loss, critic = self.loss, self.modules.critic_training
-            assert isinstance(loss, SACLoss)
-            assert critic is not None
-            _begin_with(loss, critic)
+        if not self.modules.critic_copies:  # TorchRL has drawn new weights for an only critic
+            loss: Any = self.loss
+            weights: Any = TensorDict.from_module(loss.qvalue_network)
+            for params in (loss.qvalue_network_params, loss.target_qvalue_network_params):
+                params.data.update_(weights.data.unsqueeze(0))
 
     def pieces(self, modules: TorchRLModules, settings: SacSettings) -> tuple[LossModule, Any, Any]:
         model = modules.model
@@ -258,7 +248,8 @@ class Sac(OffPolicy[SacSettings]):
             target_entropy=_target_entropy(model, settings),
             deactivate_vmap=model.critic.has_memory,  # type: ignore[union-attr]
         )
-        chance: Any = EGreedyModule(modules.actor_inference.spec, eps_init=1.0, eps_end=0.0)
+        begin = float(settings.learning_starts > 0)  # as `_explore` says
+        chance: Any = EGreedyModule(modules.actor_inference.spec, eps_init=begin, eps_end=0.0)
         return loss, modules.collecting, chance
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
@@ -284,10 +275,6 @@ def _spaces_by_key(tree: SpaceTree) -> dict[Key, spaces.Space]:
     return {field.key: field.leaf.space for field in fields.values()}
 
 
-def _path(key: Key) -> tuple[str, ...]:
-    return key if isinstance(key, tuple) else (key,)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without TorchRL's messages about a new storage."""
@@ -298,13 +285,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _begin_with(loss: SACLoss, critic: TensorDictModuleBase) -> None:
-    """Give the only critic of ``loss`` the weights of ``critic``: TorchRL has drawn new ones."""
-    weights: Any = TensorDict.from_module(critic)
-    for params in (loss.qvalue_network_params, loss.target_qvalue_network_params):
-        params.data.update_(weights.data.unsqueeze(0))
 
 
 def _target_entropy(model: Model, settings: SacSettings) -> float:

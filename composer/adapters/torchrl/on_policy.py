@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
@@ -77,9 +76,9 @@ class OnPolicy(Algorithm[S]):
         """The arguments of this loss alone."""
         return {}
 
-    @abstractmethod
     def parts(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
         """The steps of each update."""
+        yield batch
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         self._judge(batch)
@@ -111,19 +110,16 @@ class Ppo(OnPolicy[PpoSettings]):
         return {"clip_epsilon": settings.clip_epsilon, "normalize_advantage": True}
 
     def parts(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
-        for _ in range(self.settings.epochs):
-            yield from self._minibatches(batch)
-
-    def _minibatches(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
-        """``batch`` in a random order, in minibatches: of steps, or of sequences where there is memory."""
+        """Minibatches in a random order: of steps, or of sequences where there is memory."""
         size = self.settings.minibatch_size
         if self.model.has_memory:
             size = max(1, size // batch.shape[1])
         else:
             batch = batch.reshape(-1)
-        for rows in torch.randperm(len(batch)).split(size):
-            if len(rows) > 1 or self.model.has_memory:  # the advantages of one have no deviation
-                yield batch[rows]
+        for _ in range(self.settings.epochs):
+            for rows in torch.randperm(len(batch)).split(size):
+                if len(rows) > 1 or self.model.has_memory:  # one advantage has no deviation
+                    yield batch[rows]
 
 
 class A2c(OnPolicy[A2cSettings]):
@@ -131,6 +127,3 @@ class A2c(OnPolicy[A2cSettings]):
 
     settings_type = A2cSettings
     loss_type = A2CLoss
-
-    def parts(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
-        yield batch

@@ -8,13 +8,12 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, ReplayBuffer, SliceSampler
 from torchrl.envs import Transform
 
 from composer.adapters.torchrl.functions import IS_INIT
 from composer.spaces.values import flags_for
 
-__all__ = ["LOSS_MASK", "EpisodeSequences", "refuse_lengths", "sequence_buffer"]
+__all__ = ["LOSS_MASK", "STREAM_END", "EpisodeSequences", "refuse_lengths"]
 
 LOSS_MASK = ("collector", "mask")  # where TorchRL's losses look for the steps that count
 STREAM_END = ("collector", "stream_end")
@@ -27,29 +26,6 @@ def refuse_lengths(sequence_length: int, burn_in: int) -> None:
             f"burn_in must be smaller than sequence_length, which is {sequence_length}, got {burn_in}: the steps after "
             "it are learned from"
         )
-
-
-def sequence_buffer(
-    steps: int, *, sequence_length: int, burn_in: int, batch_size: int
-) -> ReplayBuffer:
-    """A buffer of ``steps`` steps from which ``sample()`` draws sequences, as `EpisodeSequences` returns them.
-
-    Extend it by batches (environments, T) of a collector. A sample has as many sequences as ``batch_size`` steps make,
-    but at least one; they begin anywhere, within episodes too.
-    """
-    refuse_lengths(sequence_length, burn_in)
-    return ReplayBuffer(
-        storage=LazyTensorStorage(steps, ndim=2),
-        sampler=SliceSampler(
-            slice_len=sequence_length,
-            end_key=STREAM_END,
-            truncated_key=None,
-            init_key=None,
-            cache_values=True,
-        ),
-        transform=EpisodeSequences(sequence_length, burn_in),
-        batch_size=max(1, batch_size // sequence_length) * sequence_length,
-    )
 
 
 class EpisodeSequences(Transform):

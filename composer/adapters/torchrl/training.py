@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -71,7 +72,7 @@ class TorchrlTrainer:
         except BaseException:
             self._env.close()
             raise
-        self._frames = _multiple(settings.frames_per_batch, task.envs)
+        self._frames = math.ceil(settings.frames_per_batch / task.envs) * task.envs
         # A mask that the spec does not name applies too, as it does while exploring.
         policy = one_policy(model.policy)
         self._is_masked = not policy.masks and MASK in self._algorithm.explorer.in_keys
@@ -152,11 +153,6 @@ def _device_problems(device: str) -> list[str]:
     return [
         f"--device is {device!r}, but the trainer torchrl trains on the CPU; leave it out, or use the trainer sb3"
     ]
-
-
-def _multiple(count: int, of: int) -> int:
-    """``count`` rounded up to a multiple of ``of``; 0 if it is negative."""
-    return -(-max(0, count) // of) * of
 
 
 def _episodes(batch: TensorDictBase) -> list[Episode]:

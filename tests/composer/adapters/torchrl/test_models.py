@@ -410,6 +410,31 @@ def test_sac_trains_the_copies_of_an_ensemble_and_the_model_takes_them_back():
     assert torch.allclose(own, after[:, 1], atol=1e-6)
 
 
+def test_the_copies_of_an_ensemble_are_on_the_scale_of_the_returns():
+    critic = {**ACTION_VALUES, "ensemble": 2, "normalize_value": True}
+    model = compose({"environment": "Pendulum-v1", "policy": DENSE, "critic": critic})
+    model.update_normalizers(returns=torch.linspace(10, 30, 50))
+    data = TensorDict(observation=torch.randn(5, 3), action=torch.zeros(5, 1), batch_size=[5])
+    values = model.critic(data["observation"], data["action"])["q_value"]
+    for index, single in enumerate(to_torchrl(model).critic_copies):
+        value = single(data.clone())["state_action_value"]
+        assert torch.allclose(value, values[:, index], atol=1e-4)
+
+
+def test_the_copies_of_an_ensemble_value_the_choices_of_each_action():
+    actions = spaces.Dict(use=spaces.Discrete(3), move=spaces.Discrete(4))
+    critic = {"kind": "state_action", "ensemble": 2, "template": {}}
+    spec = {"policy": {"template": {}}, "critic": critic}
+    model = compose(spec, env=Playground(actions, spaces.Box(-1, 1, (3,))))
+    data = TensorDict(observation=torch.randn(5, 3), batch_size=[5])
+    values = model.critic(data["observation"])
+    for index, single in enumerate(to_torchrl(model).critic_copies):
+        written = single(data.clone())["action_value"]
+        for name in actions:
+            expected = values[f"{name}_q_values"][:, index]
+            assert torch.allclose(written[name], expected, atol=1e-6)
+
+
 def test_the_copies_of_another_network_are_not_taken():
     spec = {"environment": "Pendulum-v1", "policy": DENSE}
     own, other = (
