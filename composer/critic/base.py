@@ -206,7 +206,8 @@ class CriticModule(CriticKind, NetworkModule):
         self, inputs: Tensors, state: State | None, resets: object, unroll: bool
     ) -> tuple[Tensors, State]:
         """Values, and the state after. Raises ValueError for inputs of different batches."""
-        self.leading(inputs)  # else values of another batch would be broadcast
+        if len(inputs) > 1 and not self.has_memory:  # with memory, what follows looks at them
+            self.leading(inputs)  # else values of another batch would be broadcast
         outputs, after = self.evaluate(inputs, state, resets, unroll)
         return self.values_of(outputs), after
 

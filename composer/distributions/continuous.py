@@ -117,7 +117,7 @@ class GaussianDistribution(Distribution):
 
     def log_prob_of_draw(self, action: Tensor) -> Tensor:
         squares = event_sum(_standard(action, self.mean, self._log_std).square(), self.event_dims)
-        at_mean = -self._dims * _HALF_LOG_2PI - event_sum(self._log_std, self.event_dims)
+        at_mean = torch.rsub(event_sum(self._log_std, self.event_dims), -self._dims * _HALF_LOG_2PI)
         return torch.sub(at_mean, squares, alpha=0.5)
 
     def entropy(self) -> Tensor:
@@ -335,18 +335,23 @@ class _Normals(NormalFamily):
 
     def normals(self, logits: Tensor, temperature: float | Tensor) -> GaussianDistribution:
         check_temperature(temperature)
-        logits = wide(logits)
-        shape = (*logits.shape[:-1], *self.action_shape)
-        if self.log_std is None:
+        logits, learned = wide(logits), self.log_std
+        if learned is None:
             mean, log_std = logits.chunk(2, -1)
-            log_std = log_std.reshape(shape) + self.init_log_std
+            log_std = self._shaped(log_std) + self.init_log_std
         else:
-            mean, log_std = logits, self.log_std.to(logits.dtype)
+            mean, log_std = logits, learned.to(logits.dtype)
         if not are_few_within(log_std, *self.kept_range):
             log_std = log_std.clamp(*self.kept_range)
         return GaussianDistribution(
-            mean.reshape(shape), warmer(log_std, temperature), len(self.action_shape), key=self.key
+            self._shaped(mean), warmer(log_std, temperature), len(self.action_shape), key=self.key
         )
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        """Values (..., dims) as (..., *action shape)."""
+        if len(self.action_shape) == 1:
+            return values  # a view of it would be one operation more, here and in backward
+        return values.reshape((*values.shape[:-1], *self.action_shape))
 
 
 class Gaussian(_Normals):

@@ -7,10 +7,11 @@ parameter is in one of them, and no two runners share anything.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -34,14 +35,13 @@ from composer.adapters.rsl_rl.groups import (
     read_space,
     seen_by,
 )
-from composer.critic.base import SpaceCritic
+from composer.critic.base import CriticModule, SpaceCritic
 from composer.distributions.base import ActionDistribution, Distribution
 from composer.distributions.continuous import (
     BetaDistribution,
     GaussianDistribution,
     SquashedGaussianDistribution,
 )
-from composer.host.rows import pack_state, unpack_state, width_of
 from composer.lowered.network import follow, twin_of
 from composer.model import Model, compose
 from composer.network.module import under
@@ -60,6 +60,9 @@ except ImportError as error:
 
 __all__ = ["Actor", "Critic"]
 
+Hidden: TypeAlias = tuple[Tensor, ...]
+"""A state as rsl_rl stores it: each of its entries as (1, n, width)."""
+
 NOTE = (
     "_composer_actor"  # the attribute of the observations that leads from the actor to the critic
 )
@@ -68,7 +71,7 @@ NOTE = (
 class _Part(nn.Module):
     """What actor and critic have in common: the observations they read, and their memory.
 
-    The memory is one row of numbers for each environment, ``(1, n, width)``, as rsl_rl stores it.
+    The memory is a tensor (1, n, width) for each entry of the state, as rsl_rl stores the two of its LSTM.
     """
 
     model: Model
@@ -78,7 +81,7 @@ class _Part(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._hidden: Tensor | None = None
+        self._hidden: Hidden | None = None
 
     def _lower(self, network: Policy | SpaceCritic) -> None:
         """Let ``network`` run as straight-line code over the same weights; no child, which it is already."""
@@ -97,39 +100,48 @@ class _Part(nn.Module):
         """Whether it carries a state from step to step."""
         return bool(self._state_shapes)
 
-    def get_hidden_state(self) -> Tensor | None:
-        """The state before the next step (1, n, width); None without memory and before the first step."""
+    def get_hidden_state(self) -> Hidden | None:
+        """The state before the next step, each (1, n, width); None without memory and before the first step."""
         return self._hidden
 
-    def reset(self, dones: Tensor | None = None, hidden_state: Tensor | None = None) -> None:
+    def reset(
+        self, dones: Tensor | None = None, hidden_state: Hidden | Tensor | None = None
+    ) -> None:
         """Set the state to ``hidden_state``, or to zero where an episode is over (``dones`` is 1, of shape (n,))."""
         if dones is None:
-            self._hidden = hidden_state
+            self._hidden = _parts(hidden_state)
         elif self._hidden is not None:
-            over = (dones.reshape(-1, 1) == 1).to(self._hidden.device)
-            self._hidden = self._hidden.masked_fill(over, 0.0)
+            over = _over(dones, self._hidden)
+            self._hidden = tuple(part.masked_fill(over, 0.0) for part in self._hidden)
 
     def detach_hidden_state(self, dones: Tensor | None = None) -> None:
         """Cut the state, or the states where ``dones`` is 1, from the graph of the steps before."""
         if self._hidden is None:
             return
-        cut = self._hidden.detach()
+        cut = tuple(part.detach() for part in self._hidden)
         if dones is not None:
-            cut = torch.where((dones.reshape(-1, 1) == 1).to(cut.device), cut, self._hidden)
+            over = _over(dones, cut)
+            cut = tuple(map(functools.partial(torch.where, over), cut, self._hidden))
         self._hidden = cut
 
     def update_normalization(self, obs: TensorDictBase) -> None:
         """Count observations (n, ...) into the statistics of the spec's ``normalize``; the actor has them all."""
 
-    def _state(self, batch: int, row: Tensor | None) -> State:
+    def _state(self, batch: int, hidden: Hidden | Tensor | None) -> State:
         """The state of ``batch`` environments or sequences: what rsl_rl stored, or zero."""
-        policy = one_policy(self.model.policy)
-        if row is None:
-            row = torch.zeros(1, batch, width_of(self._state_shapes), device=policy.device)
-        return unpack_state(row[0], self._state_shapes, policy.dtype)
+        network, shapes = self._network, self._state_shapes.items()
+        parts = _parts(hidden)
+        if parts is None:
+            where: Any = {"device": network.device, "dtype": network.dtype}
+            return {name: torch.zeros(batch, *shape, **where) for name, shape in shapes}  # type: ignore[arg-type]
+        return {
+            name: part.reshape(batch, *shape).to(network.dtype)  # type: ignore[arg-type]
+            for (name, shape), part in zip(shapes, parts, strict=True)
+        }
 
     def _keep(self, state: State) -> None:
-        self._hidden = pack_state(state, self._state_shapes).unsqueeze(0)
+        values = (state[name] for name in self._state_shapes)
+        self._hidden = tuple(value.reshape(1, value.shape[0], -1) for value in values)
 
 
 class Actor(_Part):
@@ -141,7 +153,7 @@ class Actor(_Part):
     ``observation_space``, of all or by group, and ``action_space`` say more: spaces of gymnasium or their plain form.
 
     Observations are (n, ...) tensors by group; with ``masks`` (T, m) they are padded sequences (T, m, ...) beginning
-    with ``hidden_state`` (1, m, width), and outputs are (T, n, ...). Raises ValueError with every reason why rsl_rl
+    with ``hidden_state``, each (1, m, width), and outputs are (T, n, ...). Raises ValueError with every reason why rsl_rl
     cannot train the model, and SpecError for a spec with mistakes.
     """
 
@@ -240,7 +252,7 @@ class Actor(_Part):
         self,
         obs: TensorDictBase,
         masks: Tensor | None = None,
-        hidden_state: Tensor | None = None,
+        hidden_state: Hidden | Tensor | None = None,
         stochastic_output: bool = False,
     ) -> Tensor:
         """Actions (n, actions), drawn or, without ``stochastic_output``, the mode; the state moves on."""
@@ -261,17 +273,20 @@ class Actor(_Part):
             outputs = {name: _unpadded(value, masks) for name, value in outputs.items()}  # type: ignore[arg-type]
         elif self.is_recurrent:
             self._keep(after)
-        return self._act(outputs, inputs, stochastic_output)
+        act = self._act_alone if is_traced() else self._act
+        return act(outputs, inputs, stochastic_output)
 
-    @torch.compiler.disable()  # a draw within a graph has the graph's own random numbers
     def _act(self, outputs: Tensors, inputs: Tensors, stochastic: bool) -> Tensor:
         if torch.is_grad_enabled():  # in an update: the rollout before has looked for NaN
             distribution = self._family(outputs[self._action], None, 1.0)
         else:
             distribution = self.policy.distribution_of(outputs, inputs, None, 1.0)
-        self._distribution = distribution
+        object.__setattr__(self, "_distribution", distribution)  # a module's own way is slow
         action = distribution.sample() if stochastic else distribution.mode()
         return action if self._event_dims == 1 else self._flat(action)
+
+    # A draw within a graph has the graph's own random numbers.
+    _act_alone = torch.compiler.disable(_act)
 
     def taken(self, obs: TensorDictBase) -> tuple[Tensors, State] | None:
         """What the policy just gave for the very observations ``obs``, once: the critic need not run it again."""
@@ -403,6 +418,7 @@ class Critic(_Part):
         handed = actor.policy.read_keys if critic.shared else ()
         self._reads = tuple(dict.fromkeys([*seen_by(critic), *handed]))
         self._is_plain = not critic.shared and are_read_as_stored(actor.policy, self._reads)
+        self._gives_column = type(critic).number_of is CriticModule.number_of
 
     actor: Actor
     critic: SpaceCritic
@@ -411,7 +427,7 @@ class Critic(_Part):
         self,
         obs: TensorDictBase,
         masks: Tensor | None = None,
-        hidden_state: Tensor | None = None,
+        hidden_state: Hidden | Tensor | None = None,
         stochastic_output: bool = False,
     ) -> Tensor:
         """Values (n, 1); arguments are as for `Actor`."""
@@ -426,12 +442,13 @@ class Critic(_Part):
         seen = Inputs(observations) if self._is_plain else critic.read(observations, outputs)
         share = share_of("critic", state) if critic.has_memory else None
         values, more = self.run(seen, share, sequences)
-        value = critic.number_of(values)
+        column = self._gives_column  # what it gives as it is, and rsl_rl takes
+        value = values["value"] if column else critic.number_of(values).unsqueeze(-1)
         if sequences:
-            return _unpadded(value, masks).unsqueeze(-1)  # type: ignore[arg-type]
+            return _unpadded(value, masks)  # type: ignore[arg-type]
         if self.is_recurrent:
             self._keep({**under("policy", after), **under("critic", more)})
-        return value.unsqueeze(-1)
+        return value
 
     def _shared(
         self, obs: TensorDictBase, observations: Tensors, state: State, sequences: bool
@@ -462,8 +479,20 @@ def _picked(
     return {name: unpad_trajectories(obs[keys[name]], masks) for name in names}  # type: ignore[misc]
 
 
+def _parts(hidden: Hidden | Tensor | None) -> Hidden | None:
+    """A state of rsl_rl by its entries: a single one comes back from its storage as a tensor."""
+    return (hidden,) if isinstance(hidden, Tensor) else hidden
+
+
+def _over(dones: Tensor, hidden: Hidden) -> Tensor:
+    """Which environments (n, 1) are done, where the state is."""
+    return (dones.reshape(-1, 1) == 1).to(hidden[0].device)
+
+
 def _unpadded(value: Tensor, masks: Tensor) -> Tensor:
     """Padded sequences (m, T, ...) as what was collected, (T, n, ...); ``masks`` (T, m) are true at each step."""
+    if masks.all():  # no episode ended: nothing was padded
+        return value.transpose(0, 1)
     steps = masks.shape[0]
     return value[masks.transpose(0, 1)].reshape(-1, steps, *value.shape[2:]).transpose(0, 1)
 
