@@ -61,8 +61,12 @@ def step_of(
     mask: object,
     deterministic: bool,
     entropy: bool,
+    drawn: bool = False,
 ) -> Step:
-    """`Model.step` of a model of one actor; what policy and critic share runs once."""
+    """`Model.step` of a model of one actor; what policy and critic share runs once.
+
+    An ``action`` that was ``drawn`` from this policy, as in a trainer's own rollout, is not looked at.
+    """
     inputs, seen = read_together(policy, critic, observations)
     outputs, after = _advance(policy, inputs, state, resets, unroll)
     value = None
@@ -71,8 +75,8 @@ def step_of(
         values, after = _advance(critic, judged, after, resets, unroll)
         value = critic.number_of(values)
     distribution = policy.distribution_of(outputs, inputs, mask, 1.0)
-    is_given = action is not None
-    if not is_given:
+    is_given = action is not None and not drawn
+    if action is None:
         action = _chosen(distribution, deterministic)
     densities = _densities(distribution, action, entropy, is_given)
     return Step(distribution, action, *densities, value, after)

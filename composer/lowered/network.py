@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from composer.network.autoregressive import AutoregressiveNetwork
 from composer.network.module import NetworkModule
 from composer.network.network import GraphNetwork, Network, ToldNetwork
+from perception_blocks.base_block import is_traced
 from perception_blocks.inference import InferenceBlock
 
-__all__ = ["LoweredGraph", "follow", "twin_of"]
+__all__ = ["LoweredGraph", "WithTwin", "follow", "twin_of"]
 
 M = TypeVar("M", bound=NetworkModule)
 
@@ -74,3 +75,18 @@ def follow(twin: NetworkModule, module: NetworkModule) -> None:
     attributes, others = vars(twin), vars(module)  # setting attributes of a module is slow
     attributes["_dtype"], attributes["_device"] = module.dtype, module.device
     attributes["training"] = others["training"]
+
+
+class WithTwin(Generic[M]):
+    """A policy or critic that hosts call, with its twin; it is no child of theirs."""
+
+    def __init__(self, module: M) -> None:
+        self.module = module
+        self._twin = twin_of(module)
+
+    def now(self) -> M:
+        """What to call: the twin, but the module itself where it has none and where a compiler makes its own code."""
+        if self._twin is None or is_traced():
+            return self.module
+        follow(self._twin, self.module)
+        return self._twin

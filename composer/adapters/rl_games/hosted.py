@@ -207,7 +207,8 @@ class HostedObservations:
         for key, value in self._by_key(observations).items():
             if key in self._images and value.is_floating_point():
                 value = (value * 255).round().to(torch.uint8)
-            tensors[key] = value.reshape(*leading, *value.shape[1:])
+            many = len(leading) != 1  # else it has the shape already
+            tensors[key] = value.reshape(*leading, *value.shape[1:]) if many else value
         if self._is_first and not torch.compiler.is_compiling():
             self._is_first = False
             for key, value in tensors.items():
@@ -265,7 +266,9 @@ class HostedActions:
 
     def from_host(self, action: Tensor, leading: Sequence[int]) -> Any:
         """The host's actions (n, ...) as the model's distribution has them, with the axes ``leading``."""
-        parts = action.reshape((*leading, sum(self._sizes))).split(self._sizes, -1)
+        parts: Sequence[Tensor] = (action,)
+        if len(self._sizes) > 1:
+            parts = action.reshape((*leading, sum(self._sizes))).split(self._sizes, -1)
         by_key = {
             key: part.reshape((*leading, *leaf.shape))
             for part, (key, leaf) in zip(parts, self._leaves.items(), strict=True)

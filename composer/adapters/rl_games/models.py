@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 
-from composer.adapters.host import refuse_unrecalled
+from composer.adapters.host import are_read_as_stored, refuse_unrecalled
 from composer.adapters.rl_games.checks import CENTRAL, CentralKind, refuse, refuse_no_spec
 from composer.adapters.rl_games.environments import ENVIRONMENT, register_environment
 from composer.adapters.rl_games.hosted import (
@@ -28,8 +28,9 @@ from composer.critic.base import SpaceCritic
 from composer.errors import SpecError
 from composer.host.rows import pack_state, unpack_state, width_of
 from composer.host.step import Step, step_of
+from composer.lowered.network import WithTwin
 from composer.model import Model, compose
-from composer.network.network import State
+from composer.network.network import Inputs, State
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
 from perception_blocks.blocks.scale import NormalizeBlock
@@ -210,7 +211,12 @@ class ActorCritic(_Hosted):
         parts: nn.Module = model if has_own_critic else nn.ModuleDict({"policy": model.policy})
         self.a2c_network = parts
         object.__setattr__(self, "_policy", policy)
-        object.__setattr__(self, "_critic", model.critic if has_own_critic else None)
+        self._acting = WithTwin(policy)
+        critic = model.critic if has_own_critic else None
+        self._judging = None if critic is None else WithTwin(critic)
+        reads = [*policy.read_keys, *(() if critic is None else critic.read_keys)]
+        shares = critic is not None and bool(critic.shared)
+        self._is_plain = not shares and are_read_as_stored(policy, reads)
         self._shapes = model.state_shapes
         self._num_seqs = num_seqs
         self._observations = HostedObservations(policy.observer.tree, OBSERVATION)
@@ -219,7 +225,7 @@ class ActorCritic(_Hosted):
         self._is_box = hosted is not None and hosted.algorithm == "a2c_continuous"
 
     _policy: Policy
-    _critic: SpaceCritic | None
+    _judging: WithTwin[Any] | None
 
     def is_rnn(self) -> bool:
         return bool(self._shapes)
@@ -284,7 +290,8 @@ class ActorCritic(_Hosted):
             state = unpack_state(rows, self._shapes, self._policy.dtype)
         action, mask = given.get("prev_actions"), given.get("action_masks")
         return step_of(
-            self._policy, self._critic, self._policy.as_observed(flat),
+            self._acting.now(), None if self._judging is None else self._judging.now(),
+            self._seen_by_model(flat),
             None if action is None else self._actions.from_host(action, leading),
             state,
             None if resets is None else resets.reshape(leading) != 0,
@@ -292,19 +299,28 @@ class ActorCritic(_Hosted):
             mask=None if mask is None else self._actions.masks(mask, leading),
             deterministic=False,
             entropy=is_train,
+            drawn=True,
         )  # fmt: skip
+
+    def _seen_by_model(self, flat: Mapping[str, Tensor]) -> Any:
+        """Observations by flat key as what the model is called with: `Inputs` where there is nothing to read."""
+        policy = self._policy
+        plain = self._is_plain and all(
+            value.dtype == policy.dtype and value.device == policy.device for value in flat.values()
+        )
+        return Inputs(flat) if plain else policy.as_observed(dict(flat))
 
     def _flat(self, step: Step, is_train: bool) -> dict[str, Any]:
         """What rl_games reads, with one leading axis."""
         count = step.log_prob.numel()
-        negative = -step.log_prob.reshape(count).float()
+        negative = -_on_one_axis(step.log_prob)
         value = step.value
         values = negative.new_zeros(count, 1) if value is None else value.reshape(count, 1).float()
         outputs: dict[str, Any] = {"values": values}
         if is_train:
             if self.value_mean_std.is_used:
                 outputs["values"] = self.value_mean_std.normalized(values)
-            outputs |= {"prev_neglogp": negative, "entropy": step.entropy.reshape(count).float()}
+            outputs |= {"prev_neglogp": negative, "entropy": _on_one_axis(step.entropy)}
         else:
             outputs |= {"neglogpacs": negative, "actions": self._actions.to_host(step.action)}
         if self._is_box:
@@ -347,6 +363,10 @@ class CentralCritic(_Hosted):
         if is_train and self.value_mean_std.is_used:
             values = self.value_mean_std.normalized(values)
         return {"values": values, "rnn_states": None}
+
+
+def _on_one_axis(values: Tensor) -> Tensor:
+    return (values if values.dim() == 1 else values.flatten()).float()
 
 
 def _uncompiled(function: Callable[..., X]) -> Callable[..., X]:

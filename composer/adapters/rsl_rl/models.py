@@ -42,7 +42,7 @@ from composer.distributions.continuous import (
     GaussianDistribution,
     SquashedGaussianDistribution,
 )
-from composer.lowered.network import follow, twin_of
+from composer.lowered.network import WithTwin
 from composer.model import Model, compose
 from composer.network.module import under
 from composer.network.network import Inputs, State, Tensors, share_of
@@ -76,24 +76,15 @@ class _Part(nn.Module):
 
     model: Model
     _state_shapes: Mapping[str, Shape]
-    _network: Policy | SpaceCritic
-    _lowered: Policy | SpaceCritic
+    _runs: WithTwin[Any]
 
     def __init__(self) -> None:
         super().__init__()
         self._hidden: Hidden | None = None
 
-    def _lower(self, network: Policy | SpaceCritic) -> None:
-        """Let ``network`` run as straight-line code over the same weights; no child, which it is already."""
-        object.__setattr__(self, "_network", network)
-        object.__setattr__(self, "_lowered", twin_of(network) or network)
-
     def run(self, inputs: Tensors, state: State | None, sequences: bool) -> tuple[Tensors, State]:
         """The network's outputs and the state after."""
-        if is_traced():  # the compiler makes code of its own
-            return self._network.run(inputs, state, None, sequences)
-        follow(self._lowered, self._network)
-        return self._lowered.run(inputs, state, None, sequences)
+        return self._runs.now().run(inputs, state, None, sequences)
 
     @property
     def is_recurrent(self) -> bool:
@@ -129,7 +120,7 @@ class _Part(nn.Module):
 
     def _state(self, batch: int, hidden: Hidden | Tensor | None) -> State:
         """The state of ``batch`` environments or sequences: what rsl_rl stored, or zero."""
-        network, shapes = self._network, self._state_shapes.items()
+        network, shapes = self._runs.module, self._state_shapes.items()
         parts = _parts(hidden)
         if parts is None:
             where: Any = {"device": network.device, "dtype": network.dtype}
@@ -153,8 +144,8 @@ class Actor(_Part):
     ``observation_space``, of all or by group, and ``action_space`` say more: spaces of gymnasium or their plain form.
 
     Observations are (n, ...) tensors by group; with ``masks`` (T, m) they are padded sequences (T, m, ...) beginning
-    with ``hidden_state``, each (1, m, width), and outputs are (T, n, ...). Raises ValueError with every reason why rsl_rl
-    cannot train the model, and SpecError for a spec with mistakes.
+    with ``hidden_state``, each (1, m, width), and outputs are (T, n, ...). Raises ValueError with every reason why
+    rsl_rl cannot train the model, and SpecError for a spec with mistakes.
     """
 
     def __init__(
@@ -229,7 +220,7 @@ class Actor(_Part):
         # The model itself is no child: policy and critic are, each of one part, so that no parameter is in both.
         object.__setattr__(self, "model", model)
         self.policy = policy
-        self._lower(policy)
+        self._runs = WithTwin(policy)
         self.obs_groups = list(obs_groups[obs_set])
         self.num_actions = output_dim
         self.keys = keys_of(policy.observer.tree, groups)
@@ -408,7 +399,7 @@ class Critic(_Part):
         object.__setattr__(self, "model", actor.model)
         object.__setattr__(self, "actor", actor)
         self.critic = critic
-        self._lower(critic)
+        self._runs = WithTwin(critic)
         shapes = critic.state_shapes
         if critic.shared and actor.is_recurrent:  # it can run the policy alone too
             shapes = {**under("policy", actor.policy.state_shapes), **under("critic", shapes)}
