@@ -262,7 +262,9 @@ class NetworkModule(StatefulModule):
             axes_by_name[name] = tuple(shape[: len(shape) - len(port.shape)])
         leading = next(iter(axes_by_name.values()))
         several = len(axes_by_name) > 1
-        if several and any(axes != leading for axes in axes_by_name.values()):  # hashing would fix the size
+        if several and any(
+            axes != leading for axes in axes_by_name.values()
+        ):  # hashing would fix the size
             shown = ", ".join(f"{n!r} {format_shape(axes)}" for n, axes in axes_by_name.items())
             raise ValueError(f"the inputs differ in their leading (batch) axes: {shown}")
         return leading
