@@ -5,32 +5,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from dataclasses import asdict
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeGuard
 
 import gymnasium
 import numpy as np
 import torch
 
-from composer.adapters.host import (
-    FlatEnv,
-    HostActions,
-    HostObservations,
-    refuse_other_spaces,
-)
+from composer.adapters.host import FlatEnv, refuse_other_spaces
 from composer.adapters.needs import refuse, refuse_actors
 from composer.adapters.sb3.contrib import MaskableActorCritic, RecurrentActorCritic
 from composer.adapters.sb3.off_policy import QPolicy, SACPolicy, TD3Policy
-from composer.adapters.sb3.policies import HOST, WRAP, ActorCritic, HostPolicy
-from composer.checkpoint.file import foreign_modules
-from composer.checkpoint.plain_spec import plain_spec
-from composer.limits import GivenLimits, Limits, limits_from
+from composer.adapters.sb3.policies import WRAP, ActorCritic, HostPolicy, description, stored_form
+from composer.limits import GivenLimits
 from composer.model import Model, compose
-from composer.policy.structured import one_policy
-from composer.source.dump import dump_yaml
 from composer.source.load import GivenSpec, Override, load_source
-from composer.spaces.json_form import spaces_to_json
 from composer.spaces.lookup import (
     Spaces,
     environment_spaces,
@@ -62,7 +52,6 @@ POLICIES: dict[str, type[HostPolicy]] = {
 """The policy class of each algorithm, by the algorithm's name."""
 
 Env: TypeAlias = gymnasium.Env | VecEnv
-X = TypeVar("X")
 GivenModel: TypeAlias = "GivenSpec | Model"
 OPTIMIZER_SETTINGS = ("optimizer_class", "optimizer_kwargs")
 
@@ -97,27 +86,32 @@ def agent(
     import_allowed(allow)
     _refuse_network_settings(policy_kwargs or {})
     env = _environment(spec, env, overrides, allow)
-    limits = _limits(spec, limits)
-    env_spaces = _model_spaces(env, limits)
+    env_spaces = _model_spaces(env, spec, limits)
     model = _composed(
         spec, env_spaces, allow, overrides=overrides, seed=seed, dtype=dtype, limits=limits
     )
     refuse(model, name, "sb3")
-    env, env_spaces = _recalling(env, env_spaces, model, limits)
-    observations, actions = _hosts(model)
-    bounds = not (isinstance(env, VecEnv) and unwrap_vec_normalize(env))
-    _refuse_unlike(model, env_spaces, bounds)
-    if not isinstance(env, VecEnv):
-        env = _wrapped(env, observations, actions)
-    seen = (env.observation_space, env.action_space)
-    needed = (observations.space, actions.space)
+    bounds = True
+    if isinstance(env, VecEnv):
+        bounds = unwrap_vec_normalize(env) is None
+        refuse_other_spaces(
+            (model.observation_space, model.action_space), env_spaces, "of the model", bounds=bounds
+        )
+    else:
+        env = wrap(env, model)
+    observations, actions = stored_form(model)
+    needed, seen = (observations.space, actions.space), (env.observation_space, env.action_space)
     refuse_other_spaces(needed, seen, advice=WRAP, bounds=bounds)
-    arguments = {**_arguments(model, allow, limits), **(policy_kwargs or {})}
+    arguments: dict[str, Any] = {"spec": model, "allow": allow}
+    if model is not spec:
+        model.materialize()
+    elif any(parameter.is_meta for parameter in model.parameters()):
+        arguments = description(model, allow)
+    else:
+        arguments["spec"] = copy.deepcopy(model)
+    arguments |= policy_kwargs or {}
     trained = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
-    if isinstance(spec, Model) and not any(p.is_meta for p in spec.parameters()):
-        trained.policy.use_weights(spec)
-    # What blocks read once, when they were built, need not be there when the agent is loaded.
-    trained.policy_kwargs["spec"] = trained.policy.saved_spec()
+    trained.policy_kwargs.update(description(model, allow))  # which the host saves
     return trained
 
 
@@ -132,13 +126,17 @@ def wrap(
     ``spec`` is the model's, or the `Model`. `agent` wraps a single environment; use this for environments of a VecEnv
     (``make_vec_env(id, wrapper_class=wrap, wrapper_kwargs={"spec": spec})``) and for ``algorithm.load(path, env)``.
     """
-    limits = _limits(spec, limits)
-    env_spaces = _model_spaces(env, limits)
+    env_spaces = _model_spaces(env, spec, limits)
     refuse_actors(env_spaces[0], "sb3")
     model = _composed(spec, env_spaces, allow, limits=limits)
-    env, env_spaces = _recalling(env, env_spaces, model, limits)
-    _refuse_unlike(model, env_spaces)
-    return _wrapped(env, *_hosts(model))
+    if model.spec.previous and not _is_flat(env):
+        env = with_previous(env, model.spec.previous)
+        env_spaces = environment_spaces(env, model.size_limits)
+    refuse_other_spaces((model.observation_space, model.action_space), env_spaces, "of the model")
+    observations, actions = stored_form(model)
+    if _is_flat(env) or not (observations.is_flat or actions.is_flat):
+        return env
+    return FlatEnv(env, observations, actions)
 
 
 class UpdateNormalizers(BaseCallback):
@@ -157,17 +155,11 @@ class UpdateNormalizers(BaseCallback):
         self._seen.append(self.locals["new_obs"])
         return True
 
-    def _on_rollout_start(self) -> None:
-        self._count()
-
     def _on_rollout_end(self) -> None:
         buffer = getattr(self.model, "rollout_buffer", None)
         self._returns = None if buffer is None else buffer.returns
 
-    def _on_training_end(self) -> None:
-        self._count()
-
-    def _count(self) -> None:
+    def _on_rollout_start(self) -> None:
         policy = self.model.policy
         assert isinstance(policy, HostPolicy)
         model = policy.model
@@ -178,6 +170,8 @@ class UpdateNormalizers(BaseCallback):
         if self._returns is not None and normalizer is not None:
             model.update_normalizers(returns=self._returns)
         self._seen, self._returns = [], None
+
+    _on_training_end = _on_rollout_start
 
 
 # --- the model and its environment ---
@@ -226,32 +220,16 @@ def _environment(
     return env
 
 
-def _limits(spec: GivenModel, given: GivenLimits) -> Limits:
-    """The limits that are ``given``, else the limits that a `Model` was composed with."""
-    return spec.size_limits if given is None and isinstance(spec, Model) else limits_from(given)
-
-
-def _model_spaces(env: Env, limits: Limits) -> Spaces:
-    """The spaces that a model is composed for: of the environment inside of `FlatEnv`."""
+def _model_spaces(env: Env, spec: GivenModel, limits: GivenLimits) -> Spaces:
+    """The spaces that a model is composed for, within its ``limits``: of the environment inside of `FlatEnv`."""
     if isinstance(env, VecEnv):
         if env.has_attr("model_spaces"):
             return env.get_attr("model_spaces")[0]
-        return env.observation_space, env.action_space
-    if _is_flat(env):
+    elif _is_flat(env):
         return env.get_wrapper_attr("model_spaces")
+    if limits is None and isinstance(spec, Model):
+        limits = spec.size_limits
     return environment_spaces(env, limits)
-
-
-def _recalling(env: X, env_spaces: Spaces, model: Model, limits: Limits) -> tuple[X, Spaces]:
-    """A single environment with what `previous` of the spec adds, and its spaces; others have to have it already."""
-    if not model.spec.previous or isinstance(env, VecEnv) or _is_flat(env):
-        return env, env_spaces
-    recalling: Any = with_previous(env, model.spec.previous)
-    return recalling, environment_spaces(recalling, limits)
-
-
-def _is_flat(env: object) -> bool:
-    return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("model_spaces")
 
 
 def _composed(spec: GivenModel, env_spaces: Spaces, allow: Iterable[str], **settings: Any) -> Model:
@@ -262,43 +240,5 @@ def _composed(spec: GivenModel, env_spaces: Spaces, allow: Iterable[str], **sett
     return compose(spec, **spaces, allow=allow, device="meta", **settings)
 
 
-def _refuse_unlike(model: Model, env_spaces: Spaces, bounds: bool = True) -> None:
-    """Raise ValueError unless ``model`` was composed for these spaces of an environment."""
-    refuse_actors(env_spaces[0], "sb3")
-    needed = (model.observation_space, model.action_space)
-    refuse_other_spaces(needed, env_spaces, "of the model", bounds=bounds)
-
-
-def _hosts(model: Model) -> tuple[HostObservations, HostActions]:
-    policy = one_policy(model.policy)
-    return HostObservations(policy.observer.tree, HOST), HostActions(policy.action_tree)
-
-
-def _wrapped(
-    env: gymnasium.Env, observations: HostObservations, actions: HostActions
-) -> gymnasium.Env:
-    if _is_flat(env) or not (observations.is_flat or actions.is_flat):
-        return env
-    return FlatEnv(env, observations, actions)
-
-
-def _arguments(model: Model, allow: tuple[str, ...], limits: Limits) -> dict[str, Any]:
-    """The arguments with which a policy composes this model again: plain data."""
-    frozen = [
-        name
-        for name, parameter in model.named_parameters()
-        if not (parameter.requires_grad or name.startswith("critic.target."))
-    ]
-    changed = {name: n for name, n in asdict(limits).items() if n != getattr(Limits, name)}
-    return {
-        "spec": dump_yaml(plain_spec(model.source.data)),
-        # What a model is made of needs no more permission.
-        "allow": list(dict.fromkeys([*allow, *foreign_modules(model), *model.source.folders])),
-        "seed": model.seed,
-        "dtype": str(model.policy.dtype).removeprefix("torch."),
-        "spaces": [
-            spaces_to_json(space) for space in (model.observation_space, model.action_space)
-        ],
-        "frozen": frozen,
-        **({"limits": changed} if changed else {}),
-    }
+def _is_flat(env: object) -> TypeGuard[gymnasium.Env]:
+    return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("model_spaces")

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from composer.adapters.sb3.policies import ActorCritic, PyTorchObs, Schedule
 from composer.distributions.base import Distribution
-from composer.distributions.discrete import NoLegalChoiceError
 from composer.network.module import longest_episode
 from composer.network.network import State, Tensors
-from composer.spaces.kinds import as_tensor
-from composer.spaces.values import as_flags, flags_for
+from composer.spaces.values import flags_for
 from perception_blocks.blocks.key_value_cache import Placement
 from perception_blocks.registry import missing_extra
 
 try:
-    from gymnasium import spaces
     from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
     from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
     from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -35,61 +29,10 @@ Packed = tuple[Tensor, ...]
 """A state as the host carries it: two tensors (1, B, half of all numbers), as of one LSTM."""
 
 
-class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
-    """A composed model as the policy of MaskablePPO; its masks add to the masks that the spec names."""
+class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):  # type: ignore[override]
+    """A composed model as the policy of MaskablePPO."""
 
     algorithm = "MaskablePPO"
-
-    def forward(  # type: ignore[override]
-        self, obs: PyTorchObs, deterministic: bool = False, action_masks: object = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, values (B, 1) and the actions' log-probabilities (B,)."""
-        with _masks_named():
-            mask = self._mask(action_masks)
-            return self.acted(self.step(obs, mask=mask, deterministic=deterministic))
-
-    def evaluate_actions(  # type: ignore[override]
-        self, obs: PyTorchObs, actions: Tensor, action_masks: object = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Values (B, 1), log-probabilities (B,) and entropies (B,)."""
-        return self.judged(self.step(obs, actions, mask=self._mask(action_masks)))
-
-    def get_distribution(self, obs: PyTorchObs, action_masks: object = None) -> Any:
-        """The model's own distribution over what is legal."""
-        with _masks_named():
-            return self.policy.distribution(self.read(obs), mask=self._mask(action_masks))
-
-    def _predict(  # type: ignore[override]
-        self, observation: PyTorchObs, deterministic: bool = False, action_masks: object = None
-    ) -> Tensor:
-        return self.draw(self.get_distribution(observation, action_masks), deterministic)
-
-    def _mask(self, action_masks: object) -> Tensor | None:
-        """The host's masks (B, choices), of bits (B, 2 * bits), as the model's distributions take them.
-
-        Raises ValueError for a bit that may not be 0, which no mask of the model's can say.
-        """
-        if action_masks is None:
-            return None
-        mask = as_flags("action_masks", as_tensor("action_masks", action_masks)).to(self.device)
-        (width,) = next(iter(self.policy.logits_shapes.values()))
-        if not isinstance(self.action_space, spaces.MultiBinary):
-            return mask.reshape(-1, width)
-        bits = mask.reshape(-1, width, 2)
-        if not bool(bits[..., 0].all()):
-            raise ValueError(
-                "action_masks forbids the value 0 of a bit; a composed model can only forbid the value 1"
-            )
-        return bits[..., 1]
-
-
-@contextmanager
-def _masks_named() -> Iterator[None]:
-    """Name the method that gives the host's masks where one leaves no legal choice: they are no observation."""
-    try:
-        yield
-    except NoLegalChoiceError as error:
-        raise error if error.source else error.of("action_masks() of the environment") from None
 
 
 class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
@@ -130,8 +73,8 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         leading = (lstm_states.pi[0].shape[1], -1)
         flat = self.observations.read(obs, self.observation_space, leading)
         observations = self.policy.as_observed(self._without_padding(flat))
-        (state, read), starts = self._unpack(lstm_states.pi), episode_starts.reshape(leading) > 0.5
-        state, resets = _begun(state, self._with_room(read, starts))
+        starts = episode_starts.reshape(leading) > 0.5
+        state, resets = self._begun(*self._unpack(lstm_states.pi), starts)
         actions = self.actions.without_padding(actions)
         taken = self.actions.from_host(actions, self.policy.dtype, leading)
         return self.judged(self.lowered.step(observations, taken, state, resets, unroll=True))
@@ -182,17 +125,20 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         row, width = torch.cat([half.squeeze(0) for half in packed], -1), self.model.state_width
         return self.model.unpack_state(row[:, :width]), row[:, width : width + 1]
 
-    def _with_room(self, read: Tensor, starts: Tensor) -> Tensor:
-        """``starts`` (N, T) and a start wherever a memory is full: there the host's padding has begun.
+    def _begun(self, state: State, read: Tensor, starts: Tensor) -> tuple[State, Tensor | None]:
+        """The state and resets of sequences: where they begin as episodes do no reset is left, and fused kernels run.
 
-        No episode has more steps than there is room for, or it could not have been collected, and the host ignores
-        what padding gives.
+        ``starts`` is (N, T). A memory that is full is reset: there the host's padding has begun. No episode has more
+        steps than there is room for, or it could not have been collected, and the host ignores what padding gives.
         """
-        if self._longest is None:
-            return starts
-        length = read.squeeze(-1).long()
-        places = Placement(length, starts.shape[-1], starts).places
-        return starts | ((places > 0) & (places % self._longest == 0))
+        if self._longest is not None:
+            places = Placement(read.squeeze(-1).long(), starts.shape[-1], starts).places
+            starts = starts | ((places > 0) & (places % self._longest == 0))
+        first = starts[:, 0]
+        state = {
+            name: each.masked_fill(flags_for(each, first), 0.0) for name, each in state.items()
+        }
+        return state, (starts if bool(starts[:, 1:].any()) else None)
 
     def _without_padding(self, flat: Tensors) -> Tensors:
         """``flat`` with valid observations in place of the zeros with which the host pads short sequences.
@@ -209,10 +155,3 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
                 low, high = (torch.as_tensor(b).to(filled[key]) for b in leaf.integers[:2])
                 filled[key] = filled[key].clamp(low, high)
         return filled
-
-
-def _begun(state: State, starts: Tensor) -> tuple[State, Tensor | None]:
-    """The state and resets of sequences that begin where episodes do: then no reset is left, and fused kernels run."""
-    first = starts[:, 0]
-    state = {name: value.masked_fill(flags_for(value, first), 0.0) for name, value in state.items()}
-    return state, (starts if bool(starts[:, 1:].any()) else None)

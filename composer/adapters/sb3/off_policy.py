@@ -46,9 +46,8 @@ class QNetwork(SubNetwork):
     """Values (B, choices): the logits of a policy."""
 
     def __call__(self, obs: PyTorchObs) -> Tensor:
-        logits = self.module(self.policy.read(obs))
-        (name,) = self.policy.policy.logits_shapes
-        return logits[name].float()
+        (logits,) = self.module(self.policy.read(obs)).values()
+        return logits.float()
 
 
 class QPolicy(HostPolicy):
@@ -62,7 +61,7 @@ class QPolicy(HostPolicy):
         self.q_net_target = QNetwork(self, self.policy_target)
         self.optimizer = self.make_optimizer(self.model.parameters(), lr_schedule)
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> Tensor:
+    def _predict(self, observation: PyTorchObs, deterministic: bool = True, **host: Any) -> Tensor:
         values = self.q_net(observation)
         (family,) = dict(self.policy.distributions.items()).values()
         family.refuse_no_numbers(values)
@@ -72,29 +71,27 @@ class QPolicy(HostPolicy):
 class Actor(SubNetwork):
     """The actor, in the host's scale from -1 to 1."""
 
+    module: Policy
+
     def __init__(self, policy: ContinuousPolicy, module: Policy) -> None:
         super().__init__(policy, module)
-        self.actor = module  # as `module`, with the type of a policy
         self.lowered = module.lower()
+        self.reset_noise = policy.reset_noise  # SAC asks the actor, PPO the policy
 
     def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
         distribution = self.distribution(obs)
         action = distribution.mode() if deterministic else distribution.rsample()
         return self.policy.scaled(action)
 
-    def reset_noise(self, batch_size: int = 1) -> None:
-        """What the host calls with ``use_sde``: new noise, held until it is called again."""
-        self.actor.resample_exploration(batch_size)
-
     def get_std(self) -> Tensor:
         """What the host logs with ``use_sde``: the standard deviations of the exploration matrix."""
-        families = [family for _, family in self.actor.distributions.items()]
+        families = [family for _, family in self.module.distributions.items()]
         deviations = [f.matrix_std(torch.float32) for f in families if isinstance(f, GSDE)]
         return torch.cat([deviation.detach().flatten() for deviation in deviations])
 
     def distribution(self, obs: PyTorchObs) -> Distribution:
         inputs, _ = self.policy.seen(obs)
-        return self.actor.distribution_of(self.lowered(inputs), inputs, None, 1.0)
+        return self.module.distribution_of(self.lowered(inputs), inputs, None, 1.0)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[Tensor, Tensor]:
         """Actions and the logarithm of their density in the host's scale, shape (B,)."""
@@ -135,8 +132,8 @@ class QFunctions(SubNetwork):
 class ContinuousPolicy(HostPolicy):
     """Base of the policies of SAC and TD3.
 
-    The host stores actions, and adds noise to them, in a scale from -1 to 1; the model has the environment's scale.
-    Only `scaled` and `unscaled` convert between them.
+    The host stores actions, and adds noise to them, in a scale from -1 to 1; the model has the environment's scale,
+    in which actions are predicted: the host scales what it stores. Only `scaled` and `unscaled` convert between them.
     """
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -185,10 +182,6 @@ class ContinuousPolicy(HostPolicy):
         """The way back, to what the critic and the distributions take."""
         rows = self._low + (actions.reshape(len(actions), -1) + 1) * self._half
         return self.actions.from_host(rows, self.policy.dtype, (len(rows),))
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        """An action in the environment's scale: the host scales what it stores."""
-        return self.draw(self.policy.distribution(self.read(observation)), deterministic)
 
 
 class SACPolicy(ContinuousPolicy):

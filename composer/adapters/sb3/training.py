@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import make_dataclass
-from functools import partial, reduce
-from operator import attrgetter, or_
-from typing import Any, ClassVar, Literal, Optional, get_args, get_origin
+from functools import partial
+from operator import attrgetter
+from typing import Any, ClassVar, Literal, Optional
 
 import gymnasium
 import numpy as np
@@ -118,10 +118,10 @@ class Sb3Trainer:
             if algorithm is MaskablePPO:
                 _refuse_no_masks(self._envs, task.environment)
             self._agent = agent(algorithm, model, self._envs, seed=task.seed, **settings)
-        except AssertionError as error:  # so the library refuses numbers
-            raise ValueError(f"{algorithm.__name__} of Stable-Baselines3: {error}") from error
-        except BaseException:
+        except BaseException as error:
             self._envs.close()
+            if isinstance(error, AssertionError):  # so the library refuses numbers
+                raise ValueError(f"{algorithm.__name__} of Stable-Baselines3: {error}") from error
             raise
         self.model: Model = self._agent.policy.model
         self.act = greedy(one_policy(self.model.policy), masked=task.algorithm == "maskable_ppo")
@@ -130,19 +130,18 @@ class Sb3Trainer:
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
         algorithm = ALGORITHMS[task.algorithm]
-        known = [(name, kind, None) for name, kind in _settings(algorithm).items()]
-        problems = setting_problems(make_dataclass(task.algorithm, known), task)
+        known = _settings(algorithm)
+        problems = setting_problems(make_dataclass(task.algorithm, known.items()), task)
         device = task.settings.get("device")
         if isinstance(device, str) and not _is_device(device):
             problems.append(
                 f"'device' must be 'auto' or a device of torch such as 'cpu', got {device!r}"
             )
         if task.settings.get("use_sde") is not True:
-            names = [name for name, *_ in known]
             problems += [
                 f"{name!r} has no effect without use_sde; set use_sde=true too"
                 for name in ("sde_sample_freq", "use_sde_at_warmup")
-                if name in task.settings and name in names
+                if name in task.settings and name in known
             ]
         return problems
 
@@ -211,21 +210,21 @@ class _Reporting(BaseCallback):
         return self._report(self.num_timesteps, episodes, self._metrics())
 
     def _metrics(self) -> dict[str, float] | None:
-        """The numbers of the update since the last call, if there was one."""
-        is_updated, self._is_updated = self._is_updated, False
-        return (_metrics(self.logger.name_to_value) or None) if is_updated else None
+        """The numbers of the update since the last call by our names, if there was one.
 
-
-def _metrics(logged: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of the last update by our names. Its ``entropy_loss`` is the entropy, negated."""
-    numbers = {
-        METRICS.get(name, name): float(value)
-        for key, value in logged.items()
-        if (name := key.removeprefix("train/")) != key and name != "n_updates"
-    }
-    if "entropy" in numbers:
-        numbers["entropy"] = -numbers["entropy"]
-    return numbers
+        Its ``entropy_loss`` is the entropy, negated.
+        """
+        if not self._is_updated:
+            return None
+        self._is_updated = False
+        numbers = {
+            METRICS.get(name, name): float(value)
+            for key, value in self.logger.name_to_value.items()
+            if (name := key.removeprefix("train/")) != key and name != "n_updates"
+        }
+        if "entropy" in numbers:
+            numbers["entropy"] = -numbers["entropy"]
+        return numbers or None
 
 
 def _environment(make: EnvironmentMaker, model: Model) -> gymnasium.Env:
@@ -246,7 +245,7 @@ def _refuse_no_masks(envs: VecEnv, environment: str) -> None:
 def _settings(algorithm: type) -> dict[str, object]:
     """The settings that a text can give, and what each of them may be."""
     parameters = list(inspect.signature(algorithm).parameters.values())[2:]  # after policy and env
-    known = {p.name: _said(p.annotation) for p in parameters if p.name not in NOT_SETTINGS}
+    known = {p.name: p.annotation for p in parameters if p.name not in NOT_SETTINGS}
     return {name: NARROWER.get(name, kind) for name, kind in known.items()}
 
 
@@ -257,27 +256,20 @@ def _is_device(value: Any) -> bool:
         return False
 
 
-def _said(annotation: object) -> object:
-    """An annotation without functions, such as schedules, among its alternatives."""
-    kinds = [kind for kind in get_args(annotation) if get_origin(kind) is not Callable]
-    if len(kinds) == len(get_args(annotation)):
-        return annotation
-    return reduce(or_, kinds)
-
-
 # --- replay buffers as tensors ---
 
 
 def _kept(buffer: ReplayBuffer) -> dict[str, Any]:
     """The collected steps, by the names of the buffer's arrays."""
-    kept: dict[str, Any] = {}
-    for (name, *key), array in _arrays(vars(buffer), buffer.buffer_size).items():
-        steps = torch.from_numpy(array[: buffer.size()].copy())
-        if key:
-            kept.setdefault(name, {})[key[0]] = steps
-        else:
-            kept[name] = steps
-    return {"arrays": kept, "at": buffer.pos, "full": bool(buffer.full)}
+    size = buffer.size()
+
+    def steps(array: Any) -> Any:
+        if isinstance(array, dict):
+            return {key: steps(part) for key, part in array.items()}
+        return torch.from_numpy(array[:size].copy())
+
+    arrays = {name: steps(getattr(buffer, name)) for name in _spaces_of(buffer)}
+    return {"arrays": arrays, "at": buffer.pos, "full": bool(buffer.full)}
 
 
 def _fill(buffer: ReplayBuffer, kept: Mapping[str, Any]) -> None:
@@ -286,38 +278,36 @@ def _fill(buffer: ReplayBuffer, kept: Mapping[str, Any]) -> None:
     if type(at) is not int or not 0 <= at < buffer.buffer_size or type(full) is not bool:
         raise ValueError("its position in the replay buffer is outside this buffer")
     size = buffer.buffer_size if full else at
-    stored, given = _arrays(vars(buffer), buffer.buffer_size), _arrays(kept["arrays"])
+    spaces = _spaces_of(buffer)
+    stored, given = _parts({name: getattr(buffer, name) for name in spaces}), _parts(kept["arrays"])
     if stored.keys() != given.keys():
         raise ValueError("its replay buffer holds other values than this run stores")
-    for path, array in stored.items():
-        like, space = torch.from_numpy(array[:size]), _space_of(buffer, *path)
-        refuse_other_steps("/".join(path), given[path], like, space, path[0] == "actions")
-        like.copy_(given[path])
+    for name, space in _parts(spaces).items():
+        like = torch.from_numpy(stored[name][:size])
+        refuse_other_steps(name, given[name], like, space, name == "actions")
+        like.copy_(given[name])
     buffer.pos, buffer.full = at, full
 
 
-def _arrays(values: Mapping[str, Any], rows: int | None = None) -> dict[tuple[str, ...], Any]:
-    """The ``values`` and those in dicts of them by their path; with ``rows``, the arrays that have so many."""
-    paths: dict[tuple[str, ...], Any] = {}
-    for name, value in values.items():
-        parts = value.items() if isinstance(value, dict) else [(None, value)]
-        paths |= {(name,) if key is None else (name, key): part for key, part in parts}
-    if rows is None:
-        return paths
-    return {k: v for k, v in paths.items() if isinstance(v, np.ndarray) and len(v) == rows}
-
-
-def _space_of(buffer: ReplayBuffer, name: str, key: str = "") -> gymnasium.Space | None:
-    """The space of the values of an array, of the part ``key`` of them; None for rewards."""
-    if name in ("observations", "next_observations"):
-        space: Any = buffer.observation_space
-        return space[key] if key else space
-    if name != "actions":
-        return None if name == "rewards" else gymnasium.spaces.MultiBinary(1)
-    space = buffer.action_space
-    # The algorithms of Boxes store actions on a scale from -1 to 1.
-    return (
-        gymnasium.spaces.Box(-1, 1, space.shape)
-        if isinstance(space, gymnasium.spaces.Box)
-        else space
+def _spaces_of(buffer: ReplayBuffer) -> dict[str, gymnasium.Space | None]:
+    """The spaces of the values of its arrays; None for rewards. Actions of a Box are stored from -1 to 1."""
+    seen, taken, flag = (
+        buffer.observation_space,
+        buffer.action_space,
+        gymnasium.spaces.MultiBinary(1),
     )
+    if isinstance(taken, gymnasium.spaces.Box):
+        taken = gymnasium.spaces.Box(-1, 1, taken.shape)
+    return {
+        "observations": seen, "next_observations": seen, "actions": taken, "rewards": None,
+        "dones": flag, "timeouts": flag,
+    }  # fmt: skip
+
+
+def _parts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``values`` by name, and what those hold that are mappings by ``name/key``."""
+    parts: dict[str, Any] = {}
+    for name, value in values.items():
+        is_mapping = isinstance(value, Mapping)
+        parts |= {f"{name}/{k}": v for k, v in value.items()} if is_mapping else {name: value}
+    return parts
