@@ -101,9 +101,8 @@ def _differences(root: str, mine: Any, theirs: Any) -> list[str]:
     missing = [flat_name(key) for key in theirs if key not in mine]
     lines = [f"the model has no actor {few_of(missing)}"] if missing else []
     both = [key for key in theirs if key in mine]  # the model may know more actors
-    return lines + spaces_differ(
-        *({key: each[key] for key in both} for each in (mine, theirs)), root
-    )
+    ours, its = ({key: each[key] for key in both} for each in (mine, theirs))
+    return lines + spaces_differ(ours, its, root)
 
 
 def played(model: Model, env: Any, steps: int, seed: int) -> Played:
