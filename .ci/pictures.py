@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 from rooms import rooms_as_dot  # noqa: E402
 
 import composer  # noqa: E402
-from composer.dataflow.call_spec import read_experiment  # noqa: E402
-from composer.dataflow.experiment import is_experiment, registered_spec  # noqa: E402
-from composer.dataflow.overview import draw_experiment  # noqa: E402
+from composer.dataflow.calls.call_spec import read_experiment  # noqa: E402
+from composer.dataflow.calls.experiment import is_experiment, registered_spec  # noqa: E402
+from composer.dataflow.calls.overview import draw_experiment  # noqa: E402
 from composer.diagram.render import render  # noqa: E402
 from composer.source.load import load_source  # noqa: E402
 from tests.helpers.pages import Page, Picture, items, open_page  # noqa: E402

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from composer.dataflow.call_spec import read_experiment
-from composer.dataflow.datasets import DATASETS
-from composer.dataflow.experiment import Experiment
-from composer.dataflow.interfaces import INTERFACES, Interface
-from composer.dataflow.local import LocalRunner
-from composer.dataflow.samples import Sample
-from composer.dataflow.schedule import run_iterations
+from composer.dataflow.algorithms.interfaces import INTERFACES, Interface
+from composer.dataflow.calls.call_spec import read_experiment
+from composer.dataflow.calls.experiment import Experiment
+from composer.dataflow.data.datasets import DATASETS
+from composer.dataflow.data.samples import Sample
+from composer.dataflow.running.local import LocalRunner
+from composer.dataflow.running.schedule import run_iterations
 from harness import Row, main, medians
 
 LIMIT_S = 1e-3  # of a call

@@ -20,7 +20,7 @@ from composer.cli.loading import (
 from composer.cli.output import say
 
 if TYPE_CHECKING:
-    from composer.dataflow.experiment import Experiment
+    from composer.dataflow.calls.experiment import Experiment
     from composer.source.load import Source
 
 __all__ = ["run_check"]
@@ -50,7 +50,7 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 def _check_experiment(arguments: argparse.Namespace, experiment: Experiment) -> None:
     """Its graph is good; its models are built without weights, so that shapes and files are checked too."""
-    from composer.dataflow.local import LocalRunner
+    from composer.dataflow.running.local import LocalRunner
 
     runner = LocalRunner(experiment, arguments.allow, device="meta", shards=True)
     networks = (model.network for model in runner.models.values())

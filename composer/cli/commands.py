@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
 def _show(arguments: argparse.Namespace) -> None:
     loaded = load_given(arguments)
     if (experiment := experiment_of(arguments, loaded)) is not None:
-        from composer.dataflow.overview import summary_of
+        from composer.dataflow.calls.overview import summary_of
 
         return say_fitted(summary_of(experiment))
     model = composed_network(arguments, loaded[0]) or composed_model(arguments, loaded)
@@ -185,7 +185,7 @@ def _show(arguments: argparse.Namespace) -> None:
 def _draw(arguments: argparse.Namespace) -> None:
     loaded = load_given(arguments)
     if (experiment := experiment_of(arguments, loaded)) is not None:
-        from composer.dataflow.overview import draw_experiment
+        from composer.dataflow.calls.overview import draw_experiment
 
         with as_user_errors(ValueError):
             path = draw_experiment(experiment, arguments.output)

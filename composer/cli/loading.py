@@ -13,7 +13,7 @@ from composer.source.files import as_argument, begins_as_checkpoint, is_regular
 
 if TYPE_CHECKING:
     from composer.build.composed_network import ComposedNetwork
-    from composer.dataflow.experiment import Experiment
+    from composer.dataflow.calls.experiment import Experiment
     from composer.model import Model
     from composer.source.load import Source
 
@@ -160,7 +160,7 @@ def refuse_experiment(arguments: argparse.Namespace, source: Source) -> None:
 
 
 def _is_experiment(source: Source) -> bool:
-    from composer.dataflow.experiment import is_experiment
+    from composer.dataflow.calls.experiment import is_experiment
 
     return is_experiment(source.data)
 
@@ -174,7 +174,7 @@ def experiment_of(arguments: argparse.Namespace, loaded: Loaded) -> Experiment |
         raise UserError(
             f"{arguments.file} describes an experiment, which has no environment; leave out --env"
         )
-    from composer.dataflow.call_spec import read_experiment
+    from composer.dataflow.calls.call_spec import read_experiment
 
     return read_experiment(source, allow=arguments.allow)
 
@@ -185,12 +185,12 @@ def _source_and_spaces(arguments: argparse.Namespace) -> Loaded:
 
     given = {} if arguments.env is None else {"env": arguments.env}
     if not is_checkpoint(arguments.file):
-        from composer.dataflow.experiment import registered_spec
+        from composer.dataflow.calls.experiment import registered_spec
 
         if not is_name(arguments.file):
             file, overrides = Path(arguments.file), arguments.overrides
         else:
-            from composer.dataflow.experiments import translated
+            from composer.dataflow.calls.experiments import translated
 
             file = arguments.file
             overrides = translated(file, arguments.overrides)
@@ -221,7 +221,7 @@ def data_of(path: str, allow: Sequence[str]) -> Mapping[str, object]:
     from composer.source.load import load_source, stored_source
 
     if not is_checkpoint(path):
-        from composer.dataflow.experiment import registered_spec
+        from composer.dataflow.calls.experiment import registered_spec
 
         file = path if is_name(path) else Path(path)
         return load_source(file, allow=allow, named=registered_spec).data

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from perception_blocks.words import readable
 
 if TYPE_CHECKING:
-    from composer.dataflow.run_log import RunLog
+    from composer.dataflow.running.run_log import RunLog
 
 __all__ = ["add_run_options", "run_experiment", "with_overrides"]
 
@@ -60,7 +60,7 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         arguments.usage_error("give an EXPERIMENT, or --resume DIR")
     if arguments.resume is not None and arguments.output is not None:
         arguments.usage_error("give -o DIR for a new run, or --resume DIR, not both")
-    from composer.dataflow.running import run
+    from composer.dataflow.running.session import run
 
     log = run(
         arguments.file, [*arguments.overrides, *arguments.more], arguments.allow,

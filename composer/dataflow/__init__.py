@@ -44,108 +44,108 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from composer.dataflow.balance import (
-        SampleError,
-        balanced,
+    from composer.dataflow.algorithms.decoding import (
+        GenerationSettings,
     )
-    from composer.dataflow.call_spec import (
+    from composer.dataflow.algorithms.generation import (
+        Generation,
+    )
+    from composer.dataflow.algorithms.interfaces import (
+        INTERFACES,
+        Interface,
+    )
+    from composer.dataflow.algorithms.models import (
+        ExperimentModel,
+        NotFiniteError,
+    )
+    from composer.dataflow.algorithms.optimization import (
+        OptimizerSettings,
+    )
+    from composer.dataflow.algorithms.ppo import (
+        PpoActor,
+        PpoCritic,
+    )
+    from composer.dataflow.algorithms.preference import (
+        Dpo,
+        PairedReward,
+    )
+    from composer.dataflow.algorithms.rewards import (
+        RewardError,
+        interface_of,
+        reward_function,
+    )
+    from composer.dataflow.algorithms.sft import (
+        Sft,
+    )
+    from composer.dataflow.calls.call_spec import (
         read_experiment,
+    )
+    from composer.dataflow.calls.experiment import (
+        EXPERIMENTS,
+        Experiment,
+    )
+    from composer.dataflow.calls.experiments import (
+        register_experiment,
     )
     from composer.dataflow.context import (
         Context,
     )
-    from composer.dataflow.datasets import (
+    from composer.dataflow.data.balance import (
+        SampleError,
+        balanced,
+    )
+    from composer.dataflow.data.datasets import (
         DATASETS,
         DatasetUtil,
         ItemDataset,
         batches,
         make_dataset,
     )
-    from composer.dataflow.decoding import (
-        GenerationSettings,
-    )
-    from composer.dataflow.experiment import (
-        EXPERIMENTS,
-        Experiment,
-    )
-    from composer.dataflow.experiments import (
-        register_experiment,
-    )
-    from composer.dataflow.generation import (
-        Generation,
-    )
-    from composer.dataflow.interfaces import (
-        INTERFACES,
-        Interface,
-    )
-    from composer.dataflow.models import (
-        ExperimentModel,
-        NotFiniteError,
-    )
-    from composer.dataflow.optimization import (
-        OptimizerSettings,
-    )
-    from composer.dataflow.ppo import (
-        PpoActor,
-        PpoCritic,
-    )
-    from composer.dataflow.preference import (
-        Dpo,
-        PairedReward,
-    )
-    from composer.dataflow.rewards import (
-        RewardError,
-        interface_of,
-        reward_function,
-    )
-    from composer.dataflow.rows import (
+    from composer.dataflow.data.rows import (
         DataError,
     )
-    from composer.dataflow.run_log import (
-        RunLog,
-    )
-    from composer.dataflow.running import (
-        run,
-    )
-    from composer.dataflow.samples import (
+    from composer.dataflow.data.samples import (
         LENGTHS,
         Sample,
         Split,
     )
-    from composer.dataflow.schedule import (
-        RunError,
-    )
-    from composer.dataflow.sft import (
-        Sft,
-    )
-    from composer.dataflow.tokenizers import (
+    from composer.dataflow.data.tokenizers import (
         tokenizer_from,
         vocabulary_tokenizer,
+    )
+    from composer.dataflow.running.run_log import (
+        RunLog,
+    )
+    from composer.dataflow.running.schedule import (
+        RunError,
+    )
+    from composer.dataflow.running.session import (
+        run,
     )
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
-            "balance": "SampleError balanced",
-            "call_spec": "read_experiment",
+            "data.balance": "SampleError balanced",
+            "calls.call_spec": "read_experiment",
             "context": "Context",
-            "datasets": "DATASETS DatasetUtil ItemDataset batches make_dataset",
-            "decoding": "GenerationSettings",
-            "experiment": "EXPERIMENTS Experiment",
-            "experiments": "register_experiment",
-            "generation": "Generation",
-            "interfaces": "INTERFACES Interface",
-            "models": "ExperimentModel NotFiniteError",
-            "optimization": "OptimizerSettings",
-            "ppo": "PpoActor PpoCritic",
-            "preference": "Dpo PairedReward",
-            "rewards": "RewardError interface_of reward_function",
-            "rows": "DataError",
-            "run_log": "RunLog",
-            "running": "run",
-            "samples": "LENGTHS Sample Split",
-            "schedule": "RunError",
-            "sft": "Sft",
-            "tokenizers": "tokenizer_from vocabulary_tokenizer",
+            "data.datasets": "DATASETS DatasetUtil ItemDataset batches make_dataset",
+            "algorithms.decoding": "GenerationSettings",
+            "calls.experiment": "EXPERIMENTS Experiment",
+            "calls.experiments": "register_experiment",
+            "algorithms.generation": "Generation",
+            "algorithms.interfaces": "INTERFACES Interface",
+            "algorithms.models": "ExperimentModel NotFiniteError",
+            "algorithms.optimization": "OptimizerSettings",
+            "algorithms.ppo": "PpoActor PpoCritic",
+            "algorithms.preference": "Dpo PairedReward",
+            "algorithms.rewards": "RewardError interface_of reward_function",
+            "data.rows": "DataError",
+            "running.run_log": "RunLog",
+            "running.session": "run",
+            "data.samples": "LENGTHS Sample Split",
+            "running.schedule": "RunError",
+            "algorithms.sft": "Sft",
+            "data.tokenizers": "tokenizer_from vocabulary_tokenizer",
         },
     )

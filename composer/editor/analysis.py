@@ -25,8 +25,8 @@ from composer.build.context import BuildContext, BuildNotes
 from composer.build.parts_of_spec import prepare_parts
 from composer.build.policy_and_critic import build_policy_and_critic
 from composer.build.untouched import faults_of_untouched
-from composer.dataflow.call_spec import read_experiment
-from composer.dataflow.experiment import is_experiment, registered_spec
+from composer.dataflow.calls.call_spec import read_experiment
+from composer.dataflow.calls.experiment import is_experiment, registered_spec
 from composer.editor.environments import MadeSpaces, SpaceKeeper
 from composer.editor.facts import (
     NodesByPath,

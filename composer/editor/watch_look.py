@@ -12,9 +12,9 @@ from pathlib import Path as FilePath
 from typing import NamedTuple
 
 from composer.build.composed_network import compose_network
-from composer.dataflow.call_spec import read_experiment
-from composer.dataflow.experiment import is_experiment, registered_spec
-from composer.dataflow.overview import picture_of
+from composer.dataflow.calls.call_spec import read_experiment
+from composer.dataflow.calls.experiment import is_experiment, registered_spec
+from composer.dataflow.calls.overview import picture_of
 from composer.diagram.html import to_svg
 from composer.diagram.picture import Picture
 from composer.diagram.render import GivenUp

@@ -626,12 +626,12 @@ LISTED = {
         {"subprocess": 6},
         "torchrun, by a list of arguments; it runs this library's own module, which gets its task as JSON",
     ),
-    "composer.dataflow.cluster": ({"sys.modules": 2}, "looks at what of Ray is imported; imports nothing"),
-    "composer.dataflow.on_ray": (
+    "composer.dataflow.running.cluster": ({"sys.modules": 2}, "looks at what of Ray is imported; imports nothing"),
+    "composer.dataflow.running.on_ray": (
         {"importlib.util.find_spec": 1, "sys.path": 2},
         "finds where allowed modules lie; takes folders away where a worker starts",
     ),
-    "composer.dataflow.timeouts": (
+    "composer.dataflow.algorithms.timeouts": (
         {"multiprocessing": 9, "importlib.import_module": 1, "sys.modules": 2},
         "a process for a function that this process has imported; it says what it returned through a pipe of its own",
     ),

@@ -1,7 +1,7 @@
 """Tiny models of experiments for tests."""
 
-from composer.dataflow.experiment import ModelEntry
-from composer.dataflow.model_building import build_model
+from composer.dataflow.calls.experiment import ModelEntry
+from composer.dataflow.running.model_building import build_model
 
 VOCABULARY, LENGTH = 16, 24
 DECODER = {

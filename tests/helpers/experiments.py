@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from composer.dataflow.datasets import DATASETS
-from composer.dataflow.interfaces import INTERFACES, Interface
-from composer.dataflow.samples import Sample
+from composer.dataflow.algorithms.interfaces import INTERFACES, Interface
+from composer.dataflow.data.datasets import DATASETS
+from composer.dataflow.data.samples import Sample
 from perception_blocks.registry import Registry
 from perception_blocks.settings import PositiveFloat
 

@@ -18,8 +18,8 @@ from types import ModuleType
 import gymnasium
 
 import composer
-from composer.dataflow.call_spec import read_experiment
-from composer.dataflow.experiment import is_experiment, registered_spec
+from composer.dataflow.calls.call_spec import read_experiment
+from composer.dataflow.calls.experiment import is_experiment, registered_spec
 from composer.source.load import load_source
 from composer.spec.read import read_spec
 from tests.helpers.paths import CONFIGS, ROOT

@@ -64,7 +64,11 @@ composer.adapters.tianshou: models training | torch gymnasium numpy tianshou
 composer.adapters.tokens: vocabulary datasets sequences torchrl_env gym_env modules | torch gymnasium numpy torchrl tensordict transformers
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
-composer.dataflow: balance samples context packing optimization decoding models interfaces sft preference generation policy_gradient ppo timeouts rewards rows tokenizers classifier datasets text_datasets experiment model_entries call_graph call_spec model_building schedule written run_log run_folder local overview cluster text_files experiments worker on_ray running | torch numpy gymnasium matplotlib ray transformers tokenizers
+composer.dataflow: context | torch
+composer.dataflow.data: balance samples rows tokenizers datasets text_datasets | torch numpy transformers tokenizers
+composer.dataflow.algorithms: packing optimization decoding models interfaces timeouts rewards classifier sft preference generation policy_gradient ppo | torch gymnasium transformers
+composer.dataflow.calls: experiment model_entries call_graph call_spec experiments overview |
+composer.dataflow.running: model_building schedule written text_files run_log run_folder local cluster worker on_ray session | torch gymnasium matplotlib ray
 composer.editor: fixes cursor choices names space_process environments given module_cache facts memory mend analysis asked_node why watch_look watch_files watch_opener watch_state watch_server completion places client_settings worker diagnostics described documents server features | torch starlette uvicorn watchfiles pygls lsprotocol
 composer.cli: ctrl_c output loading write_out train runs prove run options lsp watch importing why probe differences schema_file init check commands | gymnasium
 composer: __main__ |

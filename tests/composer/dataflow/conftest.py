@@ -5,8 +5,8 @@ import os
 import pytest
 
 from composer.dataflow import DATASETS, INTERFACES, LENGTHS
-from composer.dataflow.cluster import connect
-from composer.dataflow.tokenizers import vocabulary_tokenizer
+from composer.dataflow.data.tokenizers import vocabulary_tokenizer
+from composer.dataflow.running.cluster import connect
 
 
 @pytest.fixture(scope="session")
