@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,12 @@ _LEAST_VARIANCE = 1e-6  # where all features are zero
 class GSDE(NormalFamily):
     """Generalised state-dependent exploration (Raffin et al., 2020, arXiv:2005.05719) of a Box action.
 
-    The head returns a mean for each dimension, then ``latent_units`` features; ``phi`` is their tanh. The noise of an
-    action is ``phi @ W``, where each number of the exploration matrix W (latent_units, dimensions) is normal with a
-    learned standard deviation. Over all W an action is normal, with the variance ``phi**2 @ std**2``: this gives
-    log_prob, entropy, kl and row. A Box with finite bounds has the normal squashed into them by tanh.
+    The head returns a mean for each dimension, then ``latent_units`` features; ``phi`` is their tanh, or with
+    ``feature_activation: identity`` the features themselves. The noise of an action is ``phi @ W``, where each number
+    of the exploration matrix W (latent_units, dimensions) is normal with a learned standard deviation. Over all W an
+    action is normal, with the variance ``phi**2 @ std**2``: this gives log_prob, entropy, kl and row. A Box with finite
+    bounds has the normal squashed into them by tanh, unless ``squash`` is false: then actions are clipped towards the
+    environment.
 
     Each sample draws fresh noise unless `hold_noise` (`Policy.resample_exploration`) has drawn matrices: then the noise
     is a function of the observation alone, which is smooth over an episode.
@@ -54,16 +57,19 @@ class GSDE(NormalFamily):
         full_std: bool = True,
         use_expln: bool = False,
         learn_features: bool = False,
+        feature_activation: Literal["tanh", "identity"] = "tanh",
+        squash: bool = True,
     ) -> None:
         if leaf.kind != "box":
             raise misfit(self.title, leaf, "a Box action")
         kept_range = log_std_limits(init_log_std, log_std_range)
         dims = math.prod(leaf.shape)
-        super().__init__(leaf, dims + latent_units, is_squashed=is_bounded(leaf))
+        super().__init__(leaf, dims + latent_units, is_squashed=squash and is_bounded(leaf))
         self.kept_range = kept_range
         self.init_log_std = init_log_std
         self.use_expln = use_expln
         self.learn_features = learn_features
+        self.feature_activation = feature_activation
         self._split = (dims, latent_units)
         columns = dims if full_std else 1
         self.log_std = nn.Parameter(torch.full((latent_units, columns), float(init_log_std)))
@@ -75,7 +81,8 @@ class GSDE(NormalFamily):
     def normals(self, logits: Tensor, temperature: float | Tensor) -> GaussianDistribution:
         check_temperature(temperature)
         mean, features = wide(logits).split_with_sizes(self._split, -1)
-        phi = (features if self.learn_features else features.detach()).tanh()
+        phi = features if self.learn_features else features.detach()
+        phi = phi.tanh() if self.feature_activation == "tanh" else phi
         deviation = self.matrix_std(phi.dtype)
         variance = phi.square() @ deviation.square() + _LEAST_VARIANCE
         shape = (*mean.shape[:-1], *self.action_shape)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import read_safetensors
 from composer.checkpoint.first_weights import PICKLE, is_plain, read_mapping, start_of
 from composer.checkpoint.torch_file import ZIP
+from composer.importing.sb3_agent import tensors_of_agent
 from composer.importing.sb3_archive import POLICY, Sb3Archive
-from composer.importing.sb3_spaces import bounds_of
 
 __all__ = ["ForeignWeights", "read_checkpoint"]
 
 MOST_LEVELS = 8  # of mappings in mappings
 MOST_VALUES = 100_000  # in all of them together
-_FIRST_OF_Q = re.compile(r"critic(_target)?\.qf\d+\.0\.weight")
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module
 _OPTIMIZER = {"state", "param_groups"}  # the keys of its state
 
@@ -44,7 +41,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> ForeignWeights:
     name = os.fspath(path)
     start = start_of(name)
     if start == ZIP and _is_agent(name):
-        return ForeignWeights(_of_agent(Sb3Archive(name)))
+        return ForeignWeights(tensors_of_agent(Sb3Archive(name)))
     if not start.startswith((ZIP, PICKLE)):
         return ForeignWeights(read_safetensors(name))
     weights = ForeignWeights()
@@ -60,31 +57,6 @@ def _is_agent(name: str) -> bool:
             return POLICY in archive.namelist()
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return False  # what reads it says what is wrong
-
-
-def _of_agent(archive: Sb3Archive) -> dict[str, Tensor]:
-    """The tensors of an agent. Its Q functions read actions scaled to -1 and 1; here, in the units of their space."""
-    tensors = archive.tensors()
-    first = [name for name in tensors if _FIRST_OF_Q.fullmatch(name)]
-    if not first:
-        return tensors
-    bounds = bounds_of(archive.data.get("action_space"))
-    if bounds is None:
-        raise archive.refusal(
-            "the bounds of the actions, which its Q functions scale, cannot be read"
-        )
-    low, high = (torch.tensor(bound, dtype=torch.float64) for bound in bounds)
-    half, middle = (high - low) / 2, (high + low) / 2
-    for name in first:
-        bias = name.removesuffix("weight") + "bias"
-        weight, of_actions = tensors[name], len(half)
-        if weight.dim() != 2 or weight.shape[1] < of_actions or bias not in tensors:
-            continue  # no layer of such a network; adopting it says what is wrong
-        rest, read = weight.double().split([weight.shape[1] - of_actions, of_actions], 1)
-        read = read / half
-        tensors[name] = torch.cat([rest, read], 1).to(weight.dtype)
-        tensors[bias] = (tensors[bias].double() - read @ middle).to(weight.dtype)
-    return tensors
 
 
 def _collect(value: object, weights: ForeignWeights) -> None:

@@ -34,13 +34,22 @@ def import_config(
         reader: Kind = KINDS.get(kind)
     except UnknownNameError as error:
         raise SpecError([Problem(str(error))]) from None
+    imported = _read(reader, document, name)
+    imported.kind, imported.file = kind, document.name
+    return imported
+
+
+def _read(reader: Kind, document: Document, name: str | None) -> Imported:
+    """What ``reader`` makes of the file. Raises SpecError with all that it refuses."""
+    refusals = document.refusals
     try:
         imported = reader.read(document, name)
     except SpecError as error:  # beyond which nothing can be read
         for problem in error.problems:
-            document.refusals.note(problem)
-    document.refusals.raise_if_any()
-    imported.kind, imported.file = kind, document.name
+            refusals.note(problem)
+        refusals.raise_if_any()
+        raise
+    refusals.raise_if_any()
     return imported
 
 

@@ -317,7 +317,7 @@ class _Reader:
         if concat_input:
             nodes.concat("memory_input", [nodes.last, features])
         units, layers = rnn.whole("units"), rnn.layers("layers")
-        more = {"num_layers": layers} if layers > 1 else {}
+        more: dict[str, Any] = {"num_layers": layers} if layers > 1 else {}
         memory = nodes.add("memory", name, hidden_units=units, **more)
         for index in range(layers):
             nodes.weigh(f"{memory}.layers.{index}", f"{there}rnn.rnn#{index}")

@@ -211,7 +211,7 @@ class _Reader:
             taken.refuse("rnn_type", f"there is no memory {kind!r}{hint(kind, ['lstm', 'gru'])}")
         size = "rnn_hidden_size" if taken.has("rnn_hidden_size") else "rnn_hidden_dim"
         layers = taken.layers("rnn_num_layers", 1)
-        more = {"num_layers": layers} if layers > 1 else {}
+        more: dict[str, Any] = {"num_layers": layers} if layers > 1 else {}
         memory = nodes.add("memory", kind, hidden_units=taken.whole(size, 256), **more)
         for index in range(layers):
             nodes.weigh(f"{memory}.layers.{index}", f"{model.memory}#{index}")

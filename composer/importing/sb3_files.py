@@ -14,7 +14,7 @@ from composer.importing.python_config import python_mappings
 from composer.importing.sb3 import fill_in
 from composer.importing.sb3_archive import Sb3Archive
 from composer.importing.sb3_policies import ALGORITHMS, EXTRACTORS, Agent
-from composer.importing.sb3_spaces import action_of, observations_of
+from composer.importing.sb3_spaces import action_of, action_size_of, observations_of
 from composer.importing.taken import Taken
 from composer.source.values import Located
 from perception_blocks.words import did_you_mean, few_of, hint
@@ -26,6 +26,9 @@ _OF_MODULE = {  # the modules of policies -> what builds the same networks
     "stable_baselines3.dqn.policies": "dqn",
     "stable_baselines3.sac.policies": "sac",
     "stable_baselines3.td3.policies": "td3",
+    "sb3_contrib.qrdqn.policies": "qrdqn",
+    "sb3_contrib.tqc.policies": "tqc",
+    "sb3_contrib.crossq.policies": "crossq",
     "sb3_contrib.common.recurrent.policies": "ppo_lstm",
     "sb3_contrib.common.maskable.policies": "ppo_mask",
 }
@@ -65,13 +68,16 @@ def _agent(document: Document, name: str | None) -> Imported:
     top = document.taken(_located(archive.data, Position(archive.name)))
     algorithm, policy = _policy_class(top)
     out = Imported({"version": 1})
+    actions = top.plain("action_space") if "action_space" in top else None
     agent = Agent(
         algorithm,
         _extractor_of(policy),
         use_sde=top.flag("use_sde", False),
         seen=_seen(top),
-        action=action_of(top.plain("action_space")) if "action_space" in top else None,
+        action=action_of(actions),
         shares_first=_is_before(archive.version, (1, 8)),
+        quantiles=top.layers("n_quantiles") if "n_quantiles" in top else None,
+        actions=action_size_of(actions),
     )
     kwargs = top.below("policy_kwargs") if top.has("policy_kwargs") else _nothing(top)
     top.ask("policy_class")
@@ -100,7 +106,19 @@ def _policy_class(top: Taken) -> tuple[str, str]:
 
 
 def _listing() -> str:
-    return few_of(["PPO", "A2C", "DQN", "SAC", "TD3", "RecurrentPPO", "MaskablePPO"], most=7)
+    names = [
+        "PPO",
+        "A2C",
+        "DQN",
+        "SAC",
+        "TD3",
+        "RecurrentPPO",
+        "MaskablePPO",
+        "QRDQN",
+        "TQC",
+        "CrossQ",
+    ]
+    return few_of(names, most=len(names))
 
 
 def _extractor_of(policy: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Bounds", "Seen", "action_of", "bounds_of", "observations_of"]
+__all__ = ["Bounds", "Seen", "action_of", "action_size_of", "bounds_of", "observations_of"]
 
 Form = Literal["vector", "array", "image", "categories"]
 Bounds = tuple[list[float], list[float]]  # low and high of each element
@@ -20,11 +21,15 @@ _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf)")
 
 @dataclass(frozen=True)
 class Seen:
-    """An observation: its ``key`` here, the key ``there`` (empty for one that is no Dict), and its form."""
+    """An observation: its ``key`` here, the key ``there`` (empty for one that is no Dict), its form.
+
+    ``size`` is how many numbers it has as a vector, categories one-hot; None where the text does not say it.
+    """
 
     key: str
     there: str
     form: Form
+    size: int | None = None
 
 
 def observations_of(space: object) -> list[Seen] | None:
@@ -33,20 +38,36 @@ def observations_of(space: object) -> list[Seen] | None:
         return None
     kind = _class_of(space)
     if kind != "Dict":
-        form = _form(kind, _sizes(space), str(space.get("dtype")))
-        return None if form is None else [Seen("observation", "", form)]
+        sizes = _sizes(space)
+        form = _form(kind, sizes, str(space.get("dtype")))
+        size = math.prod(sizes)
+        if form == "categories":
+            size = _choices(str(space.get("nvec" if kind == "MultiDiscrete" else "n")))
+        return None if form is None else [Seen("observation", "", form, size)]
     text = str(space.get("spaces"))
     starts = [*_ENTRY.finditer(text)]
     ends = [match.start() for match in starts[1:]] + [len(text)]
     seen = []
     for match, end in zip(starts, ends, strict=True):
-        shape = _SHAPE.search(text[match.end() : end])
+        inner = text[match.end() : end]
+        shape = _SHAPE.search(inner)
         sizes = [] if shape is None else [int(n) for n in shape[1].split(",") if n.strip()]
         form = _form(match[2], sizes, "" if shape is None else shape[2])
         if form is None:
             return None
-        seen.append(Seen(match[1], match[1], form))
+        size = math.prod(sizes) if shape else None
+        if match[2] == "MultiBinary":
+            size = math.prod(map(int, re.findall(r"\d+", inner)))
+        elif form == "categories":
+            size = _choices(inner.partition(", start")[0])
+        seen.append(Seen(match[1], match[1], form, size))
     return seen or None
+
+
+def _choices(text: str) -> int | None:
+    """How many choices there are of a Discrete, or of all elements of a MultiDiscrete."""
+    numbers = [int(number) for number in re.findall(r"\d+", text.partition("]")[0])]
+    return None if "..." in text else sum(numbers) or None
 
 
 def action_of(space: object) -> str | None:
@@ -54,13 +75,18 @@ def action_of(space: object) -> str | None:
     return _class_of(space) or None if isinstance(space, Mapping) else None
 
 
+def action_size_of(space: object) -> int | None:
+    """How many numbers a Box of actions has; None for other spaces."""
+    if not isinstance(space, Mapping) or _class_of(space) != "Box":
+        return None
+    return math.prod(_sizes(space))
+
+
 def bounds_of(space: object) -> Bounds | None:
     """The bounds of each element of a Box; None where the text has not all of them."""
     if not isinstance(space, Mapping) or _class_of(space) != "Box":
         return None
-    size = 1
-    for length in _sizes(space):
-        size *= length
+    size = math.prod(_sizes(space))
     both = [_numbers(space.get(key), size) for key in ("low", "high")]
     low, high = both
     return None if low is None or high is None else (low, high)

@@ -155,6 +155,26 @@ def test_a_box_with_bounds_is_squashed_and_its_row_is_its_normal():
     assert not torch.equal(again.sample(), again.sample())  # fresh
 
 
+def test_features_can_be_used_as_they_are():
+    family = build(latent_units=4, feature_activation="identity")
+    logits = torch.randn(7, 6, dtype=torch.float64)
+    variance = logits[:, 2:].square() @ family.log_std.exp().square() + 1e-6
+    torch.testing.assert_close(family(logits).stddev, variance.sqrt())
+    family.hold_noise(1)
+    noise = logits[:, 2:] @ (family.exploration[0] * family.log_std.exp())
+    torch.testing.assert_close(family(logits).sample(), logits[:, :2] + noise)
+
+
+def test_a_box_with_bounds_need_not_be_squashed():
+    logits = torch.randn(7, 6, dtype=torch.float64)
+    family = build(spaces.Box(-2, 2, (2,)), latent_units=4, squash=False)
+    torch.testing.assert_close(family(logits).mean, logits[:, :2])
+    torch.testing.assert_close(family.of_row(family(logits).row()).mean, logits[:, :2])
+    policy = policy_of(spaces.Box(-0.01, 0.01, (2,)), SPEC.replace("gsde,", "gsde, squash: false,"))
+    actions = policy.act(torch.randn(9, 3).numpy())
+    assert float(np.max(np.abs(np.asarray(actions)))) <= float(np.float32(0.01))  # clipped
+
+
 def test_expln_grows_like_a_logarithm_above_one():
     family = build(use_expln=True, latent_units=2)
     with torch.no_grad():

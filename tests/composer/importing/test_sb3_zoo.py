@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 import composer
@@ -108,6 +109,36 @@ def test_q_functions(file, count, distribution, tmp_path):
     assert model.policy.get_submodule("latent.linears.0").out_features == 8
 
 
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy"])
+@pytest.mark.parametrize(
+    ("file", "actions"), [("qrdqn.yml", Discrete(3)), ("tqc.yml", Box(-1, 1, (2,)))]
+)
+def test_quantiles(file, actions, policy, tmp_path):
+    kwargs = "policy_kwargs: 'dict(net_arch=[8], n_quantiles=7)'"
+    text = f"A-v1: {{policy: {policy}, n_timesteps: 5, {kwargs}}}"
+    out = imported(tmp_path, None, text, file)
+    space = Box(-1, 1, (4,))
+    is_dict = policy == "MultiInputPolicy"
+    critic = composed(out.spec, Dict(goal=space) if is_dict else space, actions).critic
+    seen = {"goal": torch.zeros(2, 4)} if is_dict else torch.zeros(2, 4)
+    values = critic(seen) if file == "qrdqn.yml" else critic(seen, torch.zeros(2, 2))
+    shapes = {"action_q_values_quantiles": (2, 3, 7), "q_value_quantiles": (2, 2, 7)}
+    (name,) = shapes.keys() & values.keys()
+    assert values[name].shape == shapes[name]
+    assert out.left == []
+
+
+def test_quantiles_of_a_template_read_a_layer(tmp_path):
+    kwargs = "policy_kwargs: 'dict(net_arch=[])'"
+    text = f"A-v1: {{policy: MultiInputPolicy, n_timesteps: 5, {kwargs}}}"
+    with pytest.raises(SpecError) as caught:
+        imported(tmp_path, None, text, "tqc.yml")
+    assert str(caught.value).replace(f"{tmp_path}/", "") == (
+        "tqc.yml:1:50: A-v1.policy_kwargs: its observations are not known here, and the quantiles of a template read a "
+        "layer before them"
+    )
+
+
 def test_noise_of_the_state(tmp_path):
     out = imported(tmp_path, "Walker-v4")
     rule = {
@@ -115,6 +146,7 @@ def test_noise_of_the_state(tmp_path):
         "distribution": "gsde",
         "init_log_std": 0.0,
         "latent_units": 64,
+        "feature_activation": "identity",
         "optional": True,
     }
     assert out.spec["distributions"] == [rule]
@@ -213,8 +245,8 @@ def test_an_entry_and_an_algorithm_that_are_not_there(tmp_path):
     with pytest.raises(SpecError, match="there is no entry 'Hoper-v4'; did you mean 'Hopper-v4'"):
         imported(tmp_path, "Hoper-v4")
     with pytest.raises(SpecError) as caught:
-        imported(tmp_path, "Hopper-v4", file="tqc.yml")
+        imported(tmp_path, "Hopper-v4", file="ars.yml")
     assert str(caught.value).replace(f"{tmp_path}/", "") == (
-        "tqc.yml:11:1: Hopper-v4: the name of the file says the algorithm, such as ppo.yml; there is no 'tqc'; there is "
-        "'ppo', 'a2c', 'trpo', 'ppo_lstm', 'ppo_mask', 'dqn', 'sac', 'td3', 'ddpg'"
+        "ars.yml:11:1: Hopper-v4: the name of the file says the algorithm, such as ppo.yml; there is no 'ars'; there is "
+        "'ppo', 'a2c', 'trpo', 'ppo_lstm', 'ppo_mask', 'dqn', 'qrdqn', 'sac', 'tqc', 'crossq', 'td3', 'ddpg'"
     )
