@@ -29,6 +29,7 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "action_mask_group": [("action: policy", "action: policy/joints")],
     "action_shared": [("[latent, both]", "[latent]"), ("block: concat, in: [latent, both]", "block: dense, in: latent, hidden_units: [8]")],
     "space_empty_actions": [("spaces: empty_actions", "spaces: vector")],
+    "allow_missing_module": [("# allow: no_such_nets", "# allow: broken_nets")],  # whose folder is in PYTHONPATH
     "allow_names_class": [("# allow: broken_nets.Policy", "# allow: broken_nets")],
     "brackets_forgotten": [("64, 64, 32", "[64, 64, 32]")],
     "bracket_closed_too_early": [("[64], 64, 32", "[64, 64, 32]")],
