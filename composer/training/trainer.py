@@ -26,6 +26,7 @@ __all__ += [
     "TrainingError",
     "no_phase",
     "refuse_other_state",
+    "restore_optimizer",
 ]
 __all__ += ["refuse_other_steps", "setting_problems"]
 
@@ -179,6 +180,12 @@ def setting_problems(kind: type, task: Task) -> list[str]:
     """The errors in the settings of ``task``, some of those of the dataclass ``kind``, in words."""
     problems = check_settings(kind, task.settings, task.algorithm, partial=True, skip=0)
     return [problem.message for problem in problems]
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the ``state`` of an optimiser. Raises ValueError for one with which a later step would fail."""
+    optimizer.load_state_dict(state)
+    refuse_other_state(optimizer)
 
 
 def refuse_other_state(optimizer: torch.optim.Optimizer) -> None:

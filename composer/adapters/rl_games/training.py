@@ -32,7 +32,7 @@ from composer.training.trainer import (
     Task,
     TrainerState,
     no_phase,
-    refuse_other_state,
+    restore_optimizer,
     setting_problems,
 )
 from perception_blocks.registry import missing_extra
@@ -161,8 +161,7 @@ class RlGamesTrainer:
                 "its count of updates or its learning rate is no number that training gives"
             )
         self.model.load_state_dict(state["model"])
-        agent.optimizer.load_state_dict(state["optimizer"])
-        refuse_other_state(agent.optimizer)
+        restore_optimizer(agent.optimizer, state["optimizer"])
         agent.epoch_num, agent.last_lr = state["epoch"], state["learning_rate"]
         agent.frame = self._steps = steps
         torch.manual_seed(self._task.seed + steps)  # else the first episodes would come again

@@ -28,7 +28,7 @@ from composer.training.trainer import (
     Task,
     TrainerState,
     no_phase,
-    refuse_other_state,
+    restore_optimizer,
     setting_problems,
 )
 from perception_blocks.registry import missing_extra
@@ -137,8 +137,7 @@ class RslRlTrainer:
     def restore(self, state: TrainerState, steps: int) -> None:
         algorithm = self._runner.alg
         self.model.load_state_dict(state["model"])
-        algorithm.optimizer.load_state_dict(state["optimizer"])
-        refuse_other_state(algorithm.optimizer)
+        restore_optimizer(algorithm.optimizer, state["optimizer"])
         if not 0 < state["learning_rate"] < 1:
             raise ValueError(f"its learning rate is {state['learning_rate']}")
         algorithm.learning_rate = state["learning_rate"]

@@ -25,7 +25,7 @@ from composer.training.trainer import (
     Task,
     TrainerState,
     no_phase,
-    refuse_other_state,
+    restore_optimizer,
     setting_problems,
 )
 from perception_blocks.registry import missing_extra
@@ -135,8 +135,7 @@ class SkrlTrainer:
     def restore(self, state: TrainerState, steps: int) -> None:
         trained = self._agent
         self.model.load_state_dict(state["model"])
-        trained.optimizer.load_state_dict(state["optimizer"])
-        refuse_other_state(trained.optimizer)
+        restore_optimizer(trained.optimizer, state["optimizer"])
         self._steps = steps
         seed = self._task.seed + steps  # else the first episodes would come again
         torch.manual_seed(seed)

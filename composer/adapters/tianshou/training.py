@@ -25,7 +25,7 @@ from composer.training.trainer import (
     Task,
     TrainerState,
     no_phase,
-    refuse_other_state,
+    restore_optimizer,
     setting_problems,
 )
 from perception_blocks.registry import missing_extra
@@ -139,8 +139,7 @@ class TianshouTrainer:
 
     def restore(self, state: TrainerState, steps: int) -> None:
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        refuse_other_state(self._optimizer)
+        restore_optimizer(self._optimizer, state["optimizer"])
         self._steps = steps
         seed = self._task.seed + steps  # else the first episodes would come again
         _seed(seed)

@@ -13,7 +13,7 @@ from torch import nn
 from torchrl.objectives import LossModule
 
 from composer.adapters.torchrl.models import TorchRLModules
-from composer.training.trainer import TrainerState, refuse_other_state
+from composer.training.trainer import TrainerState, restore_optimizer
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability
 
 __all__ = ["Algorithm", "Settings"]
@@ -79,8 +79,7 @@ class Algorithm(ABC, Generic[S]):
 
     def restore(self, state: TrainerState, steps: int) -> None:
         """Restore the ``state`` after ``steps`` steps."""
-        self._optimizer.load_state_dict(state["optimizer"])
-        refuse_other_state(self._optimizer)
+        restore_optimizer(self._optimizer, state["optimizer"])
 
     def _update(self, data: TensorDictBase) -> None:
         """One step of the optimiser on the sum of all losses of ``data``."""

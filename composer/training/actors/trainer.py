@@ -21,7 +21,7 @@ from composer.training.trainer import (
     TrainerState,
     TrainingError,
     no_phase,
-    refuse_other_state,
+    restore_optimizer,
 )
 
 __all__ = ["ActorsTrainer"]
@@ -108,8 +108,7 @@ class ActorsTrainer:
 
     def restore(self, state: TrainerState, steps: int) -> None:
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        refuse_other_state(self._optimizer)
+        restore_optimizer(self._optimizer, state["optimizer"])
         self._steps = steps
         seed = self._task.seed + steps  # else the first episodes would come again
         torch.manual_seed(seed)
