@@ -79,12 +79,7 @@ def probe(
         environment = prepared(model, environment)
         watched = Watched(copied(model))
         record = played(watched.model, environment, steps, seed)
-        first, notes = None, []
-        if baseline:
-            try:
-                first = _measured(Watched(copied(_fresh(model, allow))), record, tau)[0]
-            except SpecError as error:
-                notes.append(f"no baseline: {error}")
+        first, notes = _baseline(model, allow, record, tau) if baseline else (None, ())
         _take_times(watched, record)
         numbers, gradients = _measured(watched, record, tau)
     return Probe(
@@ -139,6 +134,16 @@ def _nothing_drawn(model: Model, seed: int) -> Iterator[None]:
         if devices:
             torch.cuda.manual_seed_all(seed)
         yield
+
+
+def _baseline(
+    model: Model, allow: Iterable[str], record: Played, tau: float
+) -> tuple[Numbers | None, tuple[str, ...]]:
+    """The numbers of the same spec freshly drawn; or None, and why there are none."""
+    try:
+        return _measured(Watched(copied(_fresh(model, allow))), record, tau)[0], ()
+    except SpecError as error:
+        return None, (f"no baseline: {error}",)
 
 
 def _fresh(model: Model, allow: Iterable[str]) -> Model:
