@@ -164,6 +164,7 @@ class _Hosted(BaseModelNetwork):
         object.__setattr__(self, "_normalizers", {k: b for k, b in blocks.items() if k in keys})
         self._seen: list[Mapping[str, Tensor]] = []
         self._has_counted = False
+        self._modes: tuple[list[nn.Module], list[bool]] = ([], [])  # as `train` left them
 
     _normalizers: dict[str, NormalizeBlock]
     value_mean_std: ValueStatistics
@@ -172,7 +173,13 @@ class _Hosted(BaseModelNetwork):
         """As torch's; where a rollout begins, the observations of the one before are counted."""
         if self.training and not mode:
             self._count()
-        return super().train(mode)
+        modules, modes = self._modes
+        # rl_games says it before each step, which takes as long as a layer.
+        if self.training != mode or modes != [module.training for module in modules]:
+            super().train(mode)
+            modules = [*self.modules()]
+            self._modes = modules, [module.training for module in modules]
+        return self
 
     def _count(self) -> None:
         # The first batch was seen before, to bootstrap from.
