@@ -34,6 +34,10 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="CKPT",
         help="a checkpoint of the same system; OUT is then a model, such as agent.safetensors",
     )  # fmt: skip
+    add(
+        "--statistics", metavar="PKL",
+        help="what VecNormalize of Stable-Baselines3 saved: the spec normalises as it did",
+    )  # fmt: skip
     add("-v", "--verbose", action="store_true", help="list the keys of training, too")
     add_allow(parser, "a module that makes the environment known")
     add_limit(parser)
@@ -47,7 +51,9 @@ def run_import(arguments: argparse.Namespace) -> Iterator[str]:
         raise UserError(f"{arguments.output!r} is there already; remove it or choose another name")
     from composer.importing.config import import_config
 
-    imported = import_config(arguments.file, arguments.kind, arguments.name)
+    imported = import_config(
+        arguments.file, arguments.kind, arguments.name, statistics=arguments.statistics
+    )
     text = imported.to_yaml(arguments.env, verbose=arguments.verbose)
     if arguments.weights is not None:
         yield from _with_weights(arguments, imported, text)
@@ -89,9 +95,11 @@ def _with_weights(arguments: argparse.Namespace, imported: Imported, text: str) 
     from composer.importing.adopting import NOT_USED, adopt_weights
     from composer.importing.checkpoints import read_checkpoint
 
-    weights = read_checkpoint(arguments.weights)
+    tensors = read_checkpoint(arguments.weights).tensors
+    if arguments.statistics is not None:
+        tensors = {**tensors, **read_checkpoint(arguments.statistics).tensors}
     model = _model(arguments, text, device="cpu")
-    report = adopt_weights(model, weights.tensors, imported.weights)
+    report = adopt_weights(model, tensors, imported.weights)
     missing = [line for line in report.skipped if not line.startswith(NOT_USED)]
     if missing:
         lines = "\n  ".join(missing)

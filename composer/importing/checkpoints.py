@@ -7,19 +7,23 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import read_safetensors
 from composer.checkpoint.first_weights import PICKLE, is_plain, read_mapping, start_of
 from composer.checkpoint.torch_file import ZIP
+from composer.importing.nodes import OBSERVATION
 from composer.importing.sb3_agent import tensors_of_agent
 from composer.importing.sb3_archive import POLICY, Sb3Archive
+from composer.importing.sb3_statistics import VecNormalize, is_vec_normalize, read_vec_normalize
 
 __all__ = ["ForeignWeights", "read_checkpoint"]
 
 MOST_LEVELS = 8  # of mappings in mappings
 MOST_VALUES = 100_000  # in all of them together
+EPSILON = 1e-8  # that Stable-Baselines3 adds to a variance, unless it is told otherwise
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module
 _OPTIMIZER = {"state", "param_groups"}  # the keys of its state
 
@@ -33,15 +37,18 @@ class ForeignWeights:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> ForeignWeights:
-    """What the file at ``path`` holds: of torch.save, of an agent of Stable-Baselines3, or a safetensors file.
+    """What the file at ``path`` holds: of torch.save or safetensors, or what Stable-Baselines3 saved.
 
-    Numbers and arrays of numpy in it are not read, nor are the states of optimizers. Raises CheckpointError for a file
-    that is damaged or that could run code.
+    That is an agent, or a VecNormalize, whose statistics of observations are called ``obs_rms``. Numbers and arrays of
+    numpy in other files are not read, nor are the states of optimizers. Raises CheckpointError for a file that is
+    damaged or that could run code.
     """
     name = os.fspath(path)
     start = start_of(name)
     if start == ZIP and _is_agent(name):
         return ForeignWeights(tensors_of_agent(Sb3Archive(name)))
+    if start.startswith(PICKLE) and is_vec_normalize(name):
+        return ForeignWeights(_of_statistics(read_vec_normalize(name)))
     if not start.startswith((ZIP, PICKLE)):
         return ForeignWeights(read_safetensors(name))
     weights = ForeignWeights()
@@ -49,6 +56,21 @@ def read_checkpoint(path: str | os.PathLike[str]) -> ForeignWeights:
     if not weights.tensors:
         raise CheckpointError(f"{name!r} holds no tensors")
     return weights
+
+
+def _of_statistics(saved: VecNormalize) -> dict[str, Tensor]:
+    """The tensors ``obs_rms.mean``, ``.var`` and ``.count``; of a Dict, ``obs_rms.KEY.mean`` and so on."""
+    tensors: dict[str, Tensor] = {}
+    for name, each in saved.observations.items():
+        there = "obs_rms" if [*saved.observations] == [OBSERVATION] else f"obs_rms.{name}"
+        mean, variance = (
+            torch.tensor(array.numbers, dtype=torch.float64).reshape(array.shape)
+            for array in (each.mean, each.variance)
+        )
+        tensors[f"{there}.mean"] = mean
+        tensors[f"{there}.var"] = variance + (saved.epsilon - EPSILON)  # which adopting them adds
+        tensors[f"{there}.count"] = torch.tensor(each.count, dtype=torch.float64)
+    return tensors
 
 
 def _is_agent(name: str) -> bool:

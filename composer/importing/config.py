@@ -8,6 +8,7 @@ from composer.errors import Position, Problem, SpecError
 from composer.importing.document import Document
 from composer.importing.imported import Imported
 from composer.importing.kinds import KINDS, Kind
+from composer.importing.sb3_statistics import add_statistics
 from composer.source.files import no_file
 from perception_blocks.registry import UnknownNameError
 
@@ -15,12 +16,17 @@ __all__ = ["import_config"]
 
 
 def import_config(
-    path: str | os.PathLike[str], kind: str | None = None, name: str | None = None
+    path: str | os.PathLike[str],
+    kind: str | None = None,
+    name: str | None = None,
+    *,
+    statistics: str | os.PathLike[str] | None = None,
 ) -> Imported:
     """The networks that the configuration at ``path`` describes, as a spec, and what of it is not in the spec.
 
     ``kind`` is one of `composer.importing.KINDS`; without, it is recognised from the file. ``name`` chooses a class, an
-    environment or a behaviour where the file has several. Nothing of the file is executed.
+    environment or a behaviour where the file has several. ``statistics`` is a file that VecNormalize of
+    Stable-Baselines3 saved: the spec then normalises what it did. Nothing of the files is executed.
 
     Raises SpecError, with every key that no spec can say, and the reason.
     """
@@ -36,6 +42,8 @@ def import_config(
         raise SpecError([Problem(str(error))]) from None
     imported = _read(reader, document, name)
     imported.kind, imported.file = kind, document.name
+    if statistics is not None:
+        add_statistics(imported, statistics)
     return imported
 
 

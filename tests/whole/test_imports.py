@@ -48,7 +48,7 @@ composer.build: budget construction context observation_groups plans custom_clas
 composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model action_entry | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
 composer.probing: node measure table drawing result play watched replay run | torch numpy gymnasium
-composer.importing: taken imported python_syntax python_config document kinds nodes rl_games skrl_network skrl rsl_rl config sb3_archive sb3_spaces sb3_policies sb3_settings sb3_layers sb3 sb3_files rllib rllib_files mlagents sb3_agent checkpoints adopting | torch
+composer.importing: taken imported python_syntax python_config document kinds nodes rl_games skrl_network skrl rsl_rl inert_pickle sb3_statistics config sb3_archive sb3_spaces sb3_policies sb3_settings sb3_layers sb3 sb3_files rllib rllib_files mlagents sb3_agent checkpoints adopting | torch
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
 composer.training: trainer environment evaluation curve records events video exclusive stored folder interruption progress options recorder failures resumed about session seeds config compare judging | torch gymnasium numpy matplotlib tqdm filelock imageio_ffmpeg
 composer.training.actors: settings passes advantages rollout updates trainer | torch gymnasium numpy
