@@ -19,10 +19,12 @@ from composer.adapters.needs import refuse_for
 from composer.adapters.skrl.checks import reading_problems, space_problems
 from composer.critic.base import SpaceCritic
 from composer.distributions.base import Distribution
-from composer.host.step import Step
+from composer.host.step import Step, step_of, value_of
 from composer.limits import GivenLimits
+from composer.lowered.network import WithTwin
 from composer.model import Model, compose
 from composer.network.network import Inputs, State
+from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
 from composer.source.load import GivenSpec, Override
 from perception_blocks.registry import missing_extra
@@ -121,7 +123,9 @@ class ComposedModel(SkrlModel):
         self.sequence_length = sequence_length
         self.is_cured = False  # `agents.agent` says so; see there
         policy = one_policy(model.policy)
-        self._lowered = model.lower()
+        self._acting = WithTwin(policy)
+        critic = model.critic
+        self._judging = WithTwin(critic) if isinstance(critic, SpaceCritic) else None
         self._dtype = policy.dtype
         self._is_plain = _is_plain(model)
         leaves = list(policy.action_tree.leaves.values())
@@ -159,9 +163,10 @@ class ComposedModel(SkrlModel):
         action = None
         if taken is not None:
             action = self._taken(taken, leading)
-        step = self._lowered.step(
-            observations, action, state, resets, unroll=len(leading) > 1, entropy=False
-        )
+        step = step_of(
+            *self._parts(), observations, action, state, resets, unroll=len(leading) > 1,
+            mask=None, deterministic=False, entropy=False, drawn=True,
+        )  # fmt: skip
         self._last = (inputs["observations"], torch.is_grad_enabled(), step)
         self._distribution = step.distribution
         outputs = Outputs(self._mean, log_prob=step.log_prob.reshape(count, 1))
@@ -180,9 +185,14 @@ class ComposedModel(SkrlModel):
                 return step.value.reshape(count, 1)
         leading, state, resets = self._memory(inputs)
         observations = self.read(inputs, leading)
-        value = self._lowered.value(observations, state, resets, unroll=len(leading) > 1)
-        assert value is not None
+        policy, critic = self._parts()
+        assert critic is not None  # as `refuse` says
+        value = value_of(policy, critic, observations, state, resets, unroll=len(leading) > 1)
         return value.reshape(count, 1)
+
+    def _parts(self) -> tuple[Policy, SpaceCritic | None]:
+        """Policy and critic, lowered where they can be."""
+        return self._acting.now(), None if self._judging is None else self._judging.now()
 
     def _memory(
         self, inputs: Mapping[str, Any]
