@@ -48,13 +48,15 @@ checked: .venv/.dev
 
 # Each makes an environment, with no more than its tests need, and removes it again.
 test-rllib: LIBRARIES = mpe2
+test-rllib: EXTRAS = rllib,train
 test-benchmarl: LIBRARIES = vmas
+test-benchmarl: EXTRAS = benchmarl
 test-rllib test-benchmarl: test-%: .ci/constraints-%.txt
 	rm -rf .venv-$*
 	$(PYTHON) -m venv .venv-$* >/dev/null 2>&1 || { $(PYTHON) -m venv --clear --without-pip .venv-$* \
 		&& $(PYTHON) -m pip --python .venv-$*/bin/python install --quiet pip; }
 	trap 'rm -rf .venv-$*' EXIT && .venv-$*/bin/python -m pip install --quiet -c $< torch==2.13.0 setuptools \
-		&& .venv-$*/bin/python -m pip install --quiet -c $< --no-build-isolation -e ".[$*]" $(LIBRARIES) pytest hypothesis \
+		&& .venv-$*/bin/python -m pip install --quiet -c $< --no-build-isolation -e ".[$(EXTRAS)]" $(LIBRARIES) pytest hypothesis \
 		&& .venv-$*/bin/python -m pytest -q tests/$* -o addopts="--import-mode=importlib --strict-markers --strict-config"
 
 bench: .venv/.dev

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
 
 __all__ = [
+    "APART",
     "ACTIVATIONS",
     "BLOCKS",
     "EXTRAS",
@@ -51,6 +52,7 @@ EXTRAS = {
     "editor": ["pygls", "lsprotocol", "starlette", "uvicorn", "watchfiles"],
     "envs": ["mujoco", "Box2D", "pygame", "ale_py", "minigrid"],
 }
+APART = ("rllib", "benchmarl")  # extras that do not go together with the others
 PLUGIN_GROUP = "perception_blocks.plugins"
 T = TypeVar("T")
 
@@ -75,6 +77,12 @@ def needs_extra(what: str, libraries: Sequence[str], extra: str) -> str:
     """
     names = " and ".join(", ".join(map(repr, s)) for s in (libraries[:-1], libraries[-1:]) if s)
     it = "it" if len(libraries) == 1 else "them"
+    for apart in APART:
+        if apart in extra.split(","):
+            return (
+                f"{what} needs {names}; install {it} in an environment of its own, from a clone of the repository: "
+                f'pip install -c .ci/constraints-{apart}.txt ".[{extra}]"'
+            )
     return f'{what} needs {names}; install {it} with: pip install "perception-composer[{extra}]"'
 
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from composer.cli.loading import is_checkpoint, model_of, read_source
-from perception_blocks.registry import EXTRAS, MissingExtraError, needs_extra
+from perception_blocks.registry import APART, EXTRAS, MissingExtraError, needs_extra
 from perception_blocks.words import readable
 
 if TYPE_CHECKING:
@@ -254,7 +254,9 @@ def _require_libraries(trainer: str | None) -> None:
     needed = [extra for extra, names in missing.items() if names]
     if needed:
         names = [name for names in missing.values() for name in names]
-        raise MissingExtraError(needs_extra("a training", names, ",".join(needed)))
+        apart = [extra for extra in needed if extra in APART]  # where nothing is installed yet
+        what = f"--trainer {trainer}" if apart else "a training"
+        raise MissingExtraError(needs_extra(what, names, ",".join(missing if apart else needed)))
 
 
 def parsed(given: Sequence[str], option: str) -> tuple[dict[str, object], list[str]]:

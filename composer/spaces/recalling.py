@@ -99,8 +99,10 @@ class RecallingEnv(gymnasium.Wrapper, RecordConstructorArgs):
         self._recalled = Recalled(env.observation_space, env.action_space, previous)
         self.observation_space = self._recalled.space
 
-    def reset(self, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        observation, info = self.env.reset(**settings)
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
         return self._recalled.observation(observation, self._recalled.nothing()), info
 
     def step(self, action: Any) -> tuple[dict[str, Any], SupportsFloat, bool, bool, dict[str, Any]]:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import pickle
 import signal
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium
@@ -22,19 +17,18 @@ from gymnasium import Space, spaces, wrappers
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from composer.errors import SpecError
 from composer.source.load import load_source
 from composer.spaces.lookup import make_environment
 from composer.spaces.pettingzoo import agent_spaces, is_pettingzoo
 from composer.spaces.previous import checked_names
 from composer.spaces.recalling import with_previous
 from composer.spec.keys import PREVIOUS
+from composer.training.telling import TellingEnvironment, tell_folder, telling
 from composer.training.trainer import Task, TrainingError
 from perception_blocks.words import printable
 
 __all__ = ["CheckedEnvironment", "EnvironmentMaker", "JointEnvironment", "environment_maker"]
-__all__ += ["processes_tell", "told_by_a_process", "training_environment", "vector_environment"]
-__all__ += ["why_not_sent"]
+__all__ += ["training_environment", "vector_environment", "vectorized", "why_not_sent"]
 
 # The wrappers of `gymnasium.make`, which rely on valid values.
 _OF_GYMNASIUM = (wrappers.TimeLimit, wrappers.OrderEnforcing, wrappers.PassiveEnvChecker)
@@ -60,7 +54,7 @@ class EnvironmentMaker:
             return training_environment(self.name, self.arguments, self.previous)
         # Ctrl-C is sent to all processes of a terminal; the run's decides what comes of it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with _telling(self.tell):
+        with telling(self.tell):
             env = training_environment(self.name, self.arguments, self.previous)
         return TellingEnvironment(env, self.tell)
 
@@ -69,7 +63,7 @@ def environment_maker(task: Task) -> EnvironmentMaker:
     """What makes the environments of ``task``, all ``task.envs`` of them alike: the trainer gives each its seed."""
     spec = gymnasium.registry.get(task.environment.rpartition(":")[2])
     previous = _previous_of(task.spec) if task.spec else ()
-    return EnvironmentMaker(task.environment, dict(task.env_set), spec, _Processes.tell, previous)
+    return EnvironmentMaker(task.environment, dict(task.env_set), spec, tell_folder(), previous)
 
 
 @lru_cache(maxsize=4)
@@ -80,9 +74,19 @@ def _previous_of(spec: str) -> tuple[str, ...]:
 
 def vector_environment(task: Task) -> VectorEnv:
     """The environments of ``task`` as one of gymnasium's vector environments, which resets within the last step."""
-    makers = [environment_maker(task)] * task.envs
     mode = gymnasium.vector.AutoresetMode.SAME_STEP
-    if task.subprocess:
+    return vectorized(environment_maker(task), task.envs, task.subprocess, mode)
+
+
+def vectorized(
+    make: Callable[[], gymnasium.Env],
+    count: int,
+    subprocess: bool,
+    mode: gymnasium.vector.AutoresetMode,
+) -> VectorEnv:
+    """``count`` environments as one of gymnasium's vector environments, if ``subprocess`` with a process for each."""
+    makers = [make] * count
+    if subprocess:
         return gymnasium.vector.AsyncVectorEnv(makers, context="forkserver", autoreset_mode=mode)
     return gymnasium.vector.SyncVectorEnv(makers, autoreset_mode=mode)
 
@@ -94,68 +98,6 @@ def why_not_sent(maker: EnvironmentMaker) -> str | None:
     except Exception as error:  # whatever a class of the user raises
         return f"--subprocess: the environment {maker.name!r} cannot be sent to another process: {error}"
     return None
-
-
-# --- environments in other processes ---
-
-
-class _Processes:
-    tell: str | None = None
-
-
-@contextmanager
-def processes_tell(task: Task) -> Iterator[None]:
-    """Environments in other processes that are made in this context tell why they end, for `told_by_a_process`."""
-    if not task.subprocess:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="composer-") as folder:
-        _Processes.tell = folder
-        try:
-            yield
-        finally:
-            _Processes.tell = None
-
-
-def told_by_a_process() -> str | None:
-    """Why an environment in another process has ended, in words."""
-    for file in sorted(Path(_Processes.tell).iterdir()) if _Processes.tell else ():
-        return file.read_text(encoding="utf-8")
-    return None
-
-
-@contextmanager
-def _telling(folder: str) -> Iterator[None]:
-    """End this process where the environment fails, which its parent is told: an exception would only be printed."""
-    try:
-        yield
-    except Exception as error:
-        text = str(error)
-        if not isinstance(error, TrainingError | SpecError):
-            text = (
-                f"an environment in another process raised {type(error).__name__}: {error}; without --subprocess the "
-                "traceback shows where"
-            )
-        file = Path(folder, f"{time.time_ns()}-{os.getpid()}")
-        file.with_suffix(".tmp").write_text(text, encoding="utf-8")
-        file.with_suffix(".tmp").rename(file)
-        os._exit(1)
-
-
-class TellingEnvironment(gymnasium.Wrapper):
-    """An environment in another process, which tells why it ends."""
-
-    def __init__(self, env: gymnasium.Env, folder: str) -> None:
-        super().__init__(env)
-        self._folder = folder
-
-    def reset(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
-        with _telling(self._folder):
-            return self.env.reset(**settings)
-
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        with _telling(self._folder):
-            return self.env.step(action)
 
 
 # --- what an environment gives is checked ---

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from composer.distributions.base import NoNumberError
 from composer.distributions.discrete import NoLegalChoiceError
 from composer.errors import RefusedError
-from composer.training.environment import told_by_a_process
 from composer.training.recorder import Recorder
+from composer.training.telling import told_by_a_process
 from composer.training.trainer import TrainingError
 from perception_blocks.blocks.decoder import FullCacheError
 

@@ -23,7 +23,7 @@ from composer.spaces.lookup import is_by_actor, make_environment, own_environmen
 from composer.spaces.pettingzoo import PREFIX
 from composer.training.about import about_run
 from composer.training.curve import LearningCurve
-from composer.training.environment import environment_maker, processes_tell, told_by_a_process
+from composer.training.environment import environment_maker
 from composer.training.evaluation import Evaluation, acting
 from composer.training.events import EVENTS, Events
 from composer.training.exclusive import in_use
@@ -36,6 +36,7 @@ from composer.training.recorder import Recorder
 from composer.training.records import EvaluationLog, ProgressLog, Records
 from composer.training.resumed import LATER, refuse_another, restore
 from composer.training.stored import Saved
+from composer.training.telling import processes_tell, told_by_a_process
 from composer.training.trainer import Task, Trainer, TrainingError
 from composer.training.video import film
 from composer.trust import allow_list, check_environment, import_extensions

@@ -41,6 +41,7 @@ TRAINERS.register("skrl", "composer.adapters.skrl.training:SkrlTrainer", extra="
 TRAINERS.register(
     "tianshou", "composer.adapters.tianshou.training:TianshouTrainer", extra="tianshou"
 )
+TRAINERS.register("rllib", "composer.adapters.rllib.training:RllibTrainer", extra="rllib")
 TRAINERS.register("composer", "composer.training.actors.trainer:ActorsTrainer")
 TRAINERS.register(
     "rl_games", "composer.adapters.rl_games.training:RlGamesTrainer", extra="rl-games"

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from mpe2 import simple_spread_v3
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
 from ray.tune.registry import register_env
@@ -290,10 +291,60 @@ def test_a_rollout_of_cartpole_improves():
     assert returns[0] < 40 < 60 < returns[-1]
 
 
-def test_learning_rates_by_part_are_refused():
+PARTS = {
+    **TEMPLATES,
+    "freeze": ["policy/heads"],
+    "learning_rate_scale": {"critic": 0.1},
+}
+
+
+def test_frozen_parts_and_learning_rates_by_part_need_the_learner_that_checked_sets():
+    make = lambda: gymnasium.make("CartPole-v1")  # noqa: E731
+    algo = agent(make, rllib.module_spec(PARTS, seed=0))
+    assert isinstance(algo.learner_group._learner, rllib.ComposedLearner)
+    before = {name: value.clone() for name, value in learned(algo).named_parameters()}
+    algo.train()
+    same = {n for n, v in learned(algo).named_parameters() if torch.equal(v, before[n])}
+    assert same == {name for name in before if name.startswith("policy.heads.")}
+    algo.stop()
+    algo = config_of(make, rllib.module_spec(PARTS, seed=0)).build_algo()
     message = (
-        "RLlib makes its optimisers itself, which know no 'learning_rate_scale'; leave it out, or train with another "
-        "trainer"
+        "'freeze' and 'learning_rate_scale' of the spec need the learner that rllib.checked(config) sets; build the "
+        "algorithm with rllib.checked(config).build_algo()"
     )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        built({**TEMPLATES, "learning_rate_scale": {"policy": 0.1}})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        algo.train()
+    algo.stop()
+
+
+def test_another_learner_is_refused_and_one_derived_from_ours_is_kept():
+    class Other(PPOTorchLearner):
+        pass
+
+    class Derived(rllib.ComposedLearner):
+        pass
+
+    def config(learner):
+        right = PPOConfig().environment("CartPole-v1", normalize_actions=False)
+        right = right.rl_module(rl_module_spec=rllib.module_spec(TEMPLATES, seed=0))
+        return right.learners(learner_class=learner)
+
+    with pytest.raises(ValueError, match="with these settings") as error:
+        rllib.checked(config(Other))
+    assert str(error.value).splitlines()[1:] == [
+        "  its learner Other does not know what the specs freeze; derive it from rllib.ComposedLearner, or leave out "
+        "learner_class"
+    ]
+    assert rllib.checked(config(Derived)).learner_class is Derived
+    assert rllib.checked(config(None)).learner_class is rllib.ComposedLearner
+
+
+def test_previous_actions_and_rewards_are_those_of_the_environment():
+    spec = {**TEMPLATES, "previous": ["action", "reward"]}
+    make = lambda: composer.with_previous(gymnasium.make("CartPole-v1"))  # noqa: E731
+    algo = agent(make, rllib.module_spec(spec, seed=0))
+    algo.train()
+    assert learned(algo).spec.previous == ("action", "reward")
+    algo.stop()
+    with pytest.raises(ValueError, match="previous"):
+        built(spec)

@@ -50,15 +50,15 @@ composer: model | torch gymnasium
 composer.probing: node measure table drawing result play watched replay run | torch numpy gymnasium
 composer.importing: taken imported python_syntax python_config document kinds nodes rl_games skrl_network skrl rsl_rl inert_pickle sb3_statistics config sb3_archive sb3_spaces sb3_policies sb3_settings sb3_layers sb3 sb3_files rllib rllib_files mlagents sb3_agent checkpoints adopting | torch
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
-composer.training: trainer environment evaluation curve records events video exclusive stored folder interruption progress options recorder failures resumed about session seeds config compare judging | torch gymnasium numpy matplotlib tqdm filelock imageio_ffmpeg
+composer.training: trainer telling environment evaluation curve records events video exclusive stored folder interruption progress options recorder failures resumed about session seeds config compare judging | torch gymnasium numpy matplotlib tqdm filelock imageio_ffmpeg
 composer.training.actors: settings passes advantages rollout updates trainer | torch gymnasium numpy
-composer.adapters: reasons needs host | torch gymnasium numpy
+composer.adapters: reasons needs host local_ray | torch gymnasium numpy ray
 composer.adapters.sb3: policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
 composer.adapters.torchrl: fields distribution functions checks modules sequences models algorithm on_policy off_policy training | torch gymnasium numpy torchrl tensordict
 composer.adapters.rsl_rl: groups checks exported models environments training | torch gymnasium numpy rsl_rl tensordict
 composer.adapters.rl_games: hosted checks environments models training | torch gymnasium numpy rl_games
 composer.adapters.skrl: checks composed agents runner training | torch gymnasium numpy skrl
-composer.adapters.rllib: distribution module specs checks | torch gymnasium numpy ray
+composer.adapters.rllib: distribution module learner specs checks training | torch gymnasium numpy ray
 composer.adapters.benchmarl: model | torch benchmarl tensordict torchrl
 composer.adapters.tianshou: models training | torch gymnasium numpy tianshou
 composer.adapters.tokens: vocabulary datasets sequences torchrl_env gym_env modules | torch gymnasium numpy torchrl tensordict transformers

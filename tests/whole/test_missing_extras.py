@@ -8,6 +8,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import composer
+from composer.cli.commands import main
 from composer.errors import MissingExtraSpecError, SpecError
 from perception_blocks.registry import BLOCKS, EXTRAS, MissingExtraError
 from tests.helpers import fresh
@@ -202,6 +203,28 @@ def test_an_adapter_of_a_library_that_is_elsewhere_names_its_extra(extra):
     library = {"rllib": "ray"}.get(extra, extra)
     assert (status, printed) == (
         0,
-        f"MissingExtraError composer.adapters.{extra} needs {library!r}; install it with: "
-        f'pip install "perception-composer[{extra}]"\n',
+        f"MissingExtraError composer.adapters.{extra} needs {library!r}; install it in an environment of its own, from "
+        f'a clone of the repository: pip install -c .ci/constraints-{extra}.txt ".[{extra}]"\n',
+    )
+
+
+def test_a_trainer_whose_library_is_elsewhere_names_its_environment(capsys):
+    assert (
+        main(
+            [
+                "train",
+                str(ROOT / "configs" / "cartpole.yaml"),
+                "--trainer",
+                "rllib",
+                "--steps",
+                "1",
+                "-o",
+                "run",
+            ]
+        )
+        == 1
+    )
+    assert capsys.readouterr().err == (
+        "composer train: --trainer rllib needs 'tree'; install it in an environment of its own, from a clone of the "
+        'repository: pip install -c .ci/constraints-rllib.txt ".[rllib,train]"\n'
     )

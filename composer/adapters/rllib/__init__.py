@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING
 
 from perception_blocks.lazy import lazy_attributes
 
-__all__ = ["ComposedModule", "checked", "module_spec", "multi_module_spec"]
+__all__ = ["ComposedLearner", "ComposedModule", "checked", "module_spec", "multi_module_spec"]
 
 if TYPE_CHECKING:
     from composer.adapters.rllib.checks import checked
+    from composer.adapters.rllib.learner import ComposedLearner
     from composer.adapters.rllib.module import ComposedModule
     from composer.adapters.rllib.specs import module_spec, multi_module_spec
 else:
@@ -15,6 +16,7 @@ else:
         __name__,
         {
             "checks": "checked",
+            "learner": "ComposedLearner",
             "module": "ComposedModule",
             "specs": "module_spec multi_module_spec",
         },

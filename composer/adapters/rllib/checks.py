@@ -7,9 +7,11 @@ from typing import TypeVar
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from composer.adapters.rllib.learner import ComposedLearner
 from composer.adapters.rllib.module import ComposedModule
 
 __all__ = ["checked"]
@@ -20,6 +22,8 @@ C = TypeVar("C", bound=AlgorithmConfig)
 def checked(config: C) -> C:
     """``config`` itself, if RLlib trains its composed modules as they are: ``checked(config).build_algo()``.
 
+    Its learner becomes `ComposedLearner`, by which `freeze` and `learning_rate_scale` of the specs hold.
+
     Raises ValueError with every setting in the way, before anything is built. What the model itself lacks is refused
     when RLlib builds the module.
     """
@@ -27,6 +31,8 @@ def checked(config: C) -> C:
     lines = "".join(f"\n  {reason}" for reason in reasons)
     if lines:
         raise ValueError(f"RLlib cannot train a composed model with these settings:{lines}")
+    if not _has_its_learner(config):
+        config.learners(learner_class=ComposedLearner)
     return config
 
 
@@ -38,6 +44,11 @@ def _reasons(config: AlgorithmConfig) -> Iterator[str]:
         yield f"{type(config).__name__.removesuffix('Config')} was not tried with composed models; use PPOConfig"
     if not (config.enable_rl_module_and_learner and config.enable_env_runner_and_connector_v2):
         yield "the old API stack has no RLModules; leave out config.api_stack(...)"
+    elif not _has_its_learner(config) and config.learner_class is not PPOTorchLearner:
+        yield (
+            f"its learner {config.learner_class.__name__} does not know what the specs freeze; derive it from "
+            "rllib.ComposedLearner, or leave out learner_class"
+        )
     if config.normalize_actions:
         yield (
             "normalize_actions=True, RLlib's default, scales actions that the model gives in the environment's bounds "
@@ -49,6 +60,11 @@ def _reasons(config: AlgorithmConfig) -> Iterator[str]:
         )
     if config._model_config:
         yield "model_config has settings of RLlib's own networks; leave out model_config in config.rl_module(...)"
+
+
+def _has_its_learner(config: AlgorithmConfig) -> bool:
+    learner = config.learner_class
+    return isinstance(learner, type) and issubclass(learner, ComposedLearner)
 
 
 def _classes(spec: object) -> Iterator[bool]:

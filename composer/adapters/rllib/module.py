@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,11 +24,36 @@ from composer.spaces.nested import map_nested
 from composer.spaces.values import flags_for
 from perception_blocks.words import listing
 
-__all__ = ["CONFIG_KEY", "ComposedModule"]
+__all__ = ["CONFIG_KEY", "ComposedModule", "GivenModel", "refuse_untrainable"]
 
 CONFIG_KEY = "composer"
 _ROW = "row"  # the name of the state, which is one row of numbers for each environment
 _KNOWN = (CONFIG_KEY, "max_seq_len", "vf_share_layers")  # RLlib adds the last one itself
+
+
+class GivenModel:
+    """In the place of a spec, a model that is trained itself: copies of a config share it.
+
+    Modules that only act have a copy, as they have in other processes, where it arrives by pickle.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __deepcopy__(self, memo: object) -> GivenModel:
+        return self
+
+    def for_module(self, inference_only: bool) -> Model:
+        return copy.deepcopy(self.model) if inference_only else self.model
+
+
+def refuse_untrainable(
+    model: Model, observation_space: Any, names: Mapping[str, str] | None = None
+) -> None:
+    """Raise ValueError with every reason why RLlib cannot train ``model``; ``names`` are as for `refuse`."""
+    refuse(model, "PPO", "rllib", names)
+    refuse_unrecalled(model, observation_space)
+    HostObservations(one_policy(model.policy).observer.tree, "RLlib")  # what varies is refused
 
 
 class ComposedModule(TorchRLModule, ValueFunctionAPI):
@@ -38,23 +64,23 @@ class ComposedModule(TorchRLModule, ValueFunctionAPI):
     """
 
     model: Model
+    needs_learner: bool  # `ComposedLearner`, which says that it is there by setting it to False
 
     def setup(self) -> None:
         """Compose the model. Raises ValueError with every reason why RLlib cannot train it."""
         given: Mapping[str, Any] = self.model_config.get(CONFIG_KEY) or {}  # type: ignore[union-attr]
         _refuse_settings(self.model_config)  # type: ignore[arg-type]
-        model = compose(
-            given["spec"], allow=given["allow"], seed=given["seed"], limits=given["limits"],
-            observation_space=self.observation_space, action_space=self.action_space,
-        )  # fmt: skip
-        refuse(model, "PPO", "rllib")
-        refuse_unrecalled(model, self.observation_space)  # type: ignore[arg-type]
-        if model.spec.learning_rate_scale:
-            raise ValueError(
-                "RLlib makes its optimisers itself, which know no 'learning_rate_scale'; leave it out, or train with "
-                "another trainer"
-            )
-        HostObservations(one_policy(model.policy).observer.tree, "RLlib")  # what varies is refused
+        if "model" in given:
+            model = given["model"].for_module(self.inference_only)
+        else:
+            model = compose(
+                given["spec"], allow=given["allow"], seed=given["seed"], limits=given["limits"],
+                observation_space=self.observation_space, action_space=self.action_space,
+            )  # fmt: skip
+        refuse_untrainable(model, self.observation_space)
+        self.needs_learner = bool(model.spec.learning_rate_scale) or not all(
+            parameter.requires_grad for parameter in model.parameters()
+        )
         self.model = model
         self._carries = model.has_memory
         self._has_masks = bool(one_policy(model.policy).masks)
@@ -110,6 +136,11 @@ class ComposedModule(TorchRLModule, ValueFunctionAPI):
 
     def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         """The distributions' rows and the values: what policy and critic share runs once."""
+        if self.needs_learner:
+            raise ValueError(
+                "'freeze' and 'learning_rate_scale' of the spec need the learner that rllib.checked(config) sets; "
+                "build the algorithm with rllib.checked(config).build_algo()"
+            )
         step = self._step(self._unpadded(batch))
         rows = {Columns.ACTION_DIST_INPUTS: step.distribution.row()}
         return {**rows, **self._state_after(step), Columns.EMBEDDINGS: step.value}

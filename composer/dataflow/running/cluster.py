@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
+from composer.adapters.local_ray import (
+    LOCAL,
+    QUIET,
+    environment,
+    silence,
+    start,
+    stay_on_this_machine,
+)
 from composer.dataflow.running.schedule import RunError
 from perception_blocks.registry import missing_extra
 from perception_blocks.words import cut
 
 __all__ = ["connect", "import_ray"]
 
-# What Ray reads from the environment, where the user has not said otherwise.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-# A cluster of one machine stays on its loopback interface, as Ray itself has it on Windows and macOS.
-LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ANSWERS_S = 5.0  # within which a cluster answers
 # The first bytes of a client of HTTP/2, which gRPC is: its preface and empty settings. A server answers with its own.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -46,10 +46,10 @@ def connect(address: str | None, workers: int) -> Callable[[], None]:
     Raises RunError where there is no such cluster, it is too small, or Ray cannot be started.
     """
     is_local = address is None or _is_on_loopback_alone(address)
-    with _environment(LOCAL | QUIET if is_local else QUIET):
+    with environment(LOCAL | QUIET if is_local else QUIET):
         ray = import_ray()
         if is_local:
-            _stay_on_this_machine()
+            stay_on_this_machine()
         if ray.is_initialized():
             _refuse_another(ray, address)
             if address:
@@ -57,52 +57,21 @@ def connect(address: str | None, workers: int) -> Callable[[], None]:
             return lambda: None
         if address not in (None, "auto"):
             _refuse_no_cluster(str(address))
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        where: dict[str, Any] = {"address": address or "local"}
-        if not address:
-            where["num_cpus"] = max(workers, os.cpu_count() or 1)
         try:
-            ray.init(
-                **where, include_dashboard=None if address else False,
-                log_to_driver=False, configure_logging=False,
-            )  # fmt: skip
+            if address is None:
+                return start(workers)
+            logging.getLogger("ray").setLevel(logging.ERROR)
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
         except Exception as error:  # Ray's are of many kinds
             ray.shutdown()
             raise RunError(_why_not(address, error)) from error
-    _silence()
+    silence()
     try:
-        if address:
-            _refuse_small(ray, workers)
+        _refuse_small(ray, workers)
     except RunError:
         ray.shutdown()
         raise
     return ray.shutdown
-
-
-@contextmanager
-def _environment(names: Mapping[str, str]) -> Iterator[None]:
-    """Variables that are not set yet, for the processes that are started in this context."""
-    new = {name: text for name, text in names.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            os.environ.pop(name, None)
-
-
-def _stay_on_this_machine() -> None:
-    """What `LOCAL` says, where Ray had been imported before it was said."""
-    constants = sys.modules.get("ray._private.ray_constants")
-    if hasattr(constants, "ENABLE_RAY_CLUSTER"):
-        setattr(constants, "ENABLE_RAY_CLUSTER", False)  # noqa: B010
-
-
-def _silence() -> None:
-    """Ray prints what its servers report, such as the end of a worker, which we say in a line; it has no setting."""
-    worker = sys.modules.get("ray._private.worker")
-    if hasattr(worker, "print_to_stdstream"):
-        setattr(worker, "print_to_stdstream", lambda *_, **__: None)  # noqa: B010
 
 
 def _refuse_another(ray: ModuleType, address: str | None) -> None:

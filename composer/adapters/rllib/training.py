@@ -1,0 +1,381 @@
+"""`composer train --trainer rllib`: PPO of RLlib's new API stack, by its Algorithm."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import gymnasium
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from composer.adapters.local_ray import start
+from composer.model import Model
+from composer.policy.structured import one_policy
+from composer.training.environment import (
+    EnvironmentMaker,
+    environment_maker,
+    vectorized,
+)
+from composer.training.evaluation import greedy
+from composer.training.telling import TellingEnvironment, telling, told_in
+from composer.training.trainer import (
+    MOST_COUNTED,
+    Episode,
+    Phase,
+    Report,
+    StoppedError,
+    Task,
+    TrainerState,
+    TrainingError,
+    no_phase,
+    refuse_other_state,
+    setting_problems,
+)
+from perception_blocks.registry import missing_extra
+from perception_blocks.settings import (
+    Coefficient,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+)
+
+try:
+    import ray
+    from ray.exceptions import RayError
+    from ray.rllib.algorithms.ppo import PPO, PPOConfig
+    from ray.rllib.core import DEFAULT_MODULE_ID
+    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+    from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+    from ray.rllib.utils.debug import update_global_seed_if_necessary
+    from ray.tune.registry import register_env
+
+    from composer.adapters.rllib.checks import checked
+    from composer.adapters.rllib.learner import ComposedLearner
+    from composer.adapters.rllib.module import (
+        CONFIG_KEY,
+        ComposedModule,
+        GivenModel,
+        refuse_untrainable,
+    )
+except ImportError as error:
+    raise missing_extra("composer train --trainer rllib", error, "rllib") from error
+
+__all__ = ["RllibTrainer"]
+
+ENVIRONMENT = "composer-environment"
+METRICS = {
+    "policy_loss": "loss/policy",
+    "vf_loss": "loss/value",
+    "entropy": "entropy",
+    "mean_kl_loss": "kl",
+    "vf_explained_var": "explained_variance",
+    "default_optimizer_learning_rate": "learning_rate",
+}
+
+
+@dataclass(frozen=True)
+class PpoSettings:
+    """The settings of RLlib's PPO under their names in ``PPOConfig``, with its defaults.
+
+    ``train_batch_size_per_learner`` counts the steps of all environments between two updates. The environments are
+    divided among ``num_env_runners`` processes; with 0, the default, they are in this one. ``max_seq_len`` are the
+    steps of the sequences that memory learns from.
+    """
+
+    train_batch_size_per_learner: PositiveInt = 4000
+    minibatch_size: PositiveInt = 128
+    num_epochs: PositiveInt = 30
+    shuffle_batch_per_epoch: bool = True
+    lr: PositiveFloat = 5e-5
+    gamma: Probability = 0.99
+    lambda_: Probability = 1.0
+    clip_param: PositiveFloat = 0.3
+    vf_clip_param: PositiveFloat = 10.0
+    vf_loss_coeff: Coefficient = 1.0
+    entropy_coeff: Coefficient = 0.0
+    use_kl_loss: bool = True
+    kl_coeff: Coefficient = 0.2
+    kl_target: PositiveFloat = 0.01
+    grad_clip: PositiveFloat | None = None
+    max_seq_len: PositiveInt = 20
+    num_env_runners: NonNegativeInt = 0
+
+
+class RllibTrainer:
+    """A composed model in the hands of RLlib's PPO, whose learner is in this process."""
+
+    algorithms: ClassVar[Sequence[str]] = ("ppo",)
+
+    def __init__(self, task: Task, model: Model) -> None:
+        refuse_untrainable(model, model.observation_space, {"PPO": "ppo"})
+        self._task, self._settings = task, PpoSettings(**task.settings)
+        self._reporter = _Reporter()
+        self._algorithm: PPO | None = None
+        self._stop_ray = _start_ray(self._settings.num_env_runners)
+        self._folder = tempfile.mkdtemp(prefix="composer-")
+        try:
+            with _told(self._folder):
+                self._algorithm = checked(self._config(model)).build_algo()
+            self._learner = _learner_of(self._algorithm)
+            self._learner.reporter = self._reporter
+            self._begin(task.seed)
+        except BaseException:
+            self.close()
+            raise
+        self.model = model
+        self.act = greedy(one_policy(model.policy))
+
+    @classmethod
+    def wrong_settings(cls, task: Task) -> list[str]:
+        """The errors in the settings of the task's algorithm, in words."""
+        problems = setting_problems(PpoSettings, task)
+        return problems or [*_of_batches(task), *_of_runners(task)]
+
+    def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
+        """Train until ``steps`` steps have been made; the last rollout may go beyond."""
+        assert self._algorithm is not None
+        reporter = self._reporter
+        reporter.report, reporter.phase = report, phase
+        if not self._is_begun:
+            self._begin(None)
+        try:
+            while reporter.steps < steps:
+                phase("collecting")
+                with _told(self._folder):
+                    metrics = _metrics(self._algorithm.train())
+                if not report(reporter.steps, [], metrics):
+                    break
+        except StoppedError:
+            self._is_begun = False
+
+    def state(self) -> TrainerState:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "kl_coeff": float(self._learner.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID]),
+        }
+
+    def restore(self, state: TrainerState, steps: int) -> None:
+        if not 0 <= state["kl_coeff"] < MOST_COUNTED:
+            raise ValueError(f"its coefficient of the KL divergence is {state['kl_coeff']}")
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        refuse_other_state(self._optimizer)
+        self._learner.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID].fill_(state["kl_coeff"])
+        self._reporter.steps = steps
+        self._begin(self._task.seed + steps)  # else the first episodes would come again
+
+    def close(self) -> None:
+        algorithm, self._algorithm = self._algorithm, None
+        if algorithm is not None:
+            algorithm.stop()
+            shutil.rmtree(algorithm.logdir, ignore_errors=True)
+        self._stop_ray()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self._learner.get_optimizer(DEFAULT_MODULE_ID)
+
+    def _begin(self, seed: int | None) -> None:
+        """New episodes, with nothing collected, and the learner's weights in all that acts."""
+        assert self._algorithm is not None
+        weights = self._learner.module[DEFAULT_MODULE_ID].get_state(inference_only=True)
+        envs = self._task.envs // max(1, self._settings.num_env_runners)
+        self._algorithm.env_runner_group.foreach_env_runner(
+            partial(_begin_anew, weights=weights, seed=seed, envs=envs)
+        )
+        self._reporter.forget()
+        self._is_begun = True
+
+    def _config(self, model: Model) -> PPOConfig:
+        task, settings = self._task, asdict(self._settings)
+        runners, length = settings.pop("num_env_runners"), settings.pop("max_seq_len")
+        maker = environment_maker(task)
+        tell = self._folder if runners else None
+        register_env(ENVIRONMENT, partial(_environments, maker, task.subprocess, tell))
+        given = {CONFIG_KEY: {"model": GivenModel(model)}, "max_seq_len": length}
+        device = torch.device(task.device)
+        config = (
+            PPOConfig()
+            .environment(ENVIRONMENT, normalize_actions=False)
+            .env_runners(
+                num_env_runners=runners,
+                num_envs_per_env_runner=task.envs // max(1, runners),
+                gym_env_vectorize_mode="vector_entry_point",
+            )
+            .learners(
+                num_learners=0,
+                learner_class=_Learner,
+                num_gpus_per_learner=int(device.type == "cuda"),
+                local_gpu_idx=device.index or 0,
+            )
+            .training(**settings)
+            .fault_tolerance(restart_failed_env_runners=False)
+            .rl_module(rl_module_spec=RLModuleSpec(ComposedModule, model_config=given))
+            .debugging(seed=task.seed)
+        )
+        if runners == 0:
+            reporter = self._reporter
+            config.callbacks(on_episode_step=reporter.step, on_episode_end=reporter.end)
+        return config
+
+
+class _Reporter:
+    """Counts steps and episodes and reports them: in this process each step, of other processes whole rollouts."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.report: Report
+        self.phase: Phase = no_phase
+        self.forget()
+
+    def __deepcopy__(self, memo: object) -> _Reporter:
+        return self  # RLlib copies its configs
+
+    def __reduce__(self) -> tuple[type[_Reporter], tuple[()]]:
+        return type(self), ()  # other processes report nothing
+
+    def forget(self) -> None:
+        """Episodes begin anew."""
+        self._running: dict[str, Episode] = {}
+
+    def step(self, *, episode: SingleAgentEpisode, **_: Any) -> None:
+        """A step of one environment."""
+        self._add(episode, float(episode.get_rewards(-1)), 1)
+        self._tell([])
+
+    def end(self, *, episode: SingleAgentEpisode, **_: Any) -> None:
+        """An episode is over. RLlib has lengthened its earlier chunks by a step when it learned from them."""
+        self._tell([self._running.pop(episode.id_)])
+
+    def rollout(self, chunks: Sequence[SingleAgentEpisode]) -> None:
+        """What other processes have collected."""
+        for chunk in chunks:
+            self._add(chunk, float(chunk.get_return()), len(chunk))
+        self._tell([self._running.pop(chunk.id_) for chunk in chunks if chunk.is_done])
+
+    def _add(self, episode: SingleAgentEpisode, total: float, length: int) -> None:
+        before = self._running.get(episode.id_, Episode(0.0, 0))
+        self._running[episode.id_] = Episode(before.total + total, before.length + length)
+        self.steps += length
+
+    def _tell(self, episodes: Sequence[Episode]) -> None:
+        if not self.report(self.steps, episodes):
+            raise StoppedError
+
+
+class _Learner(ComposedLearner):
+    """A learner that says when it learns."""
+
+    reporter: _Reporter
+
+    def update(self, *given: Any, training_data: Any = None, **settings: Any) -> Any:
+        if self.config.num_env_runners:
+            self.reporter.rollout(training_data.episodes)
+        self.reporter.phase("updating")
+        return super().update(*given, training_data=training_data, **settings)
+
+
+def _learner_of(algorithm: PPO) -> _Learner:
+    learner = algorithm.learner_group._learner  # type: ignore[union-attr]
+    assert isinstance(learner, _Learner)
+    return learner
+
+
+def _environments(
+    maker: EnvironmentMaker, subprocess: bool, tell: str | None, context: Mapping[str, Any]
+) -> VectorEnv:
+    """The environments of one env runner, which reset in the step after the last, as RLlib expects it.
+
+    Those of another process tell in the folder ``tell`` why they end.
+    """
+    make = maker if tell is None else partial(_telling, maker, tell)
+    return vectorized(make, context["num_envs"], subprocess, AutoresetMode.NEXT_STEP)
+
+
+def _telling(maker: EnvironmentMaker, folder: str) -> gymnasium.Env:
+    with telling(folder, "num_env_runners"):
+        return TellingEnvironment(maker(), folder, "num_env_runners")
+
+
+def _begin_anew(
+    runner: SingleAgentEnvRunner, weights: dict[str, Any], seed: int | None, envs: int
+) -> None:
+    """Let ``runner``, of ``envs`` environments, begin new episodes with ``weights``, seeded if there is a seed."""
+    runner._seed = seed if seed is None else seed + envs * max(0, (runner.worker_index or 0) - 1)
+    update_global_seed_if_necessary("torch", runner._seed)
+    runner._needs_initial_reset = True
+    if runner.module is not None:
+        runner.module.set_state(weights)
+
+
+@contextmanager
+def _told(folder: str) -> Iterator[None]:
+    """Raise what an environment has said, in a process of Ray in the ``folder``, and not what RLlib makes of it."""
+    try:
+        yield
+    except RayError as error:
+        raise TrainingError(told_in(folder) or f"a process of RLlib has ended: {error}") from error
+    except RuntimeError as error:
+        if error.args or error.__cause__ is None:
+            raise
+        raise error.__cause__ from None  # RLlib raises RuntimeError without a word
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an update by our names."""
+    numbers = result["learners"][DEFAULT_MODULE_ID]
+    named = {ours: float(numbers[name]) for name, ours in METRICS.items() if name in numbers}
+    return {name: number for name, number in named.items() if math.isfinite(number)}
+
+
+def _start_ray(runners: int) -> Any:
+    """A Ray for ``runners`` processes; returns what ends it. Raises TrainingError where it cannot be had."""
+    logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)  # what it logs is raised too
+    try:
+        stop = start(runners + 1)
+    except Exception as error:  # Ray's are of many kinds
+        raise TrainingError(f"Ray, which RLlib runs on, cannot be started: {error}") from error
+    free = int(ray.available_resources().get("CPU", 0))
+    if free < runners:  # Ray itself would wait, for ever
+        stop()
+        raise TrainingError(
+            f"'num_env_runners' is {runners}, but Ray has {free} processors free; give at most that"
+        )
+    return stop
+
+
+def _of_batches(task: Task) -> list[str]:
+    settings = PpoSettings(**task.settings)
+    size, batch = settings.minibatch_size, settings.train_batch_size_per_learner
+    if size <= batch:
+        return []
+    return [
+        f"'minibatch_size' must be at most 'train_batch_size_per_learner', which is {batch:,}, got {size:,}"
+    ]
+
+
+def _of_runners(task: Task) -> list[str]:
+    runners = PpoSettings(**task.settings).num_env_runners
+    problems = []
+    if runners and task.envs % runners:
+        problems.append(
+            f"'num_env_runners' must divide the {task.envs} environments (--envs), got {runners}; "
+            f"write --envs {runners * math.ceil(task.envs / runners)}"
+        )
+    if runners and task.subprocess:
+        problems.append(
+            "'num_env_runners' are processes of RLlib, which --subprocess would add others to; leave out one of the two"
+        )
+    return problems
