@@ -41,6 +41,7 @@ __all__ = [
     "first_steps",
     "import_config",
     "load",
+    "load_network",
     "model_wrap",
     "probe",
     "register_wrapper",
@@ -50,6 +51,7 @@ __all__ = [
 if TYPE_CHECKING:
     from composer.batch_axes import any_batch
     from composer.build.composed_network import ComposedNetwork, compose_network
+    from composer.build.network_checkpoint import load_network
     from composer.checkpoint.blending import blend
     from composer.critic.state import Critic
     from composer.diagram.drawing import draw
@@ -71,6 +73,7 @@ else:
         {
             "batch_axes": "any_batch",
             "build.composed_network": "ComposedNetwork compose_network",
+            "build.network_checkpoint": "load_network",
             "checkpoint.blending": "blend",
             "critic.state": "Critic",
             "diagram.drawing": "draw",

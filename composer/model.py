@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,6 +24,7 @@ from composer.checkpoint.adapters import (
     with_own_weights,
     without_adapted_weights,
 )
+from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import (
     LoadReport,
     fill,
@@ -58,6 +60,7 @@ from composer.spaces.actors import ActorKey, read_actors
 from composer.spaces.json_form import spaces_to_json
 from composer.spaces.lookup import Spaces, find_spaces, is_by_actor
 from composer.spec.model_spec import ModelSpec, of_one_actor
+from composer.spec.top_level import is_network
 from composer.trust import allow_list, import_allowed, import_extensions
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
@@ -627,9 +630,14 @@ def load(
     require_blocks(record)
     if record.action_model:
         return load_action_model(path, record, allow, device, strict, limits)
+    source = stored_source(record.spec, path)
+    if is_network(source.data):
+        raise CheckpointError(
+            f"{os.fspath(path)!r} is a network without actions, which composer.load_network loads"
+        )
     observation_space, action_space = record.spaces(limits)
     model = compose(
-        stored_source(record.spec, path),
+        source,
         observation_space=observation_space,
         action_space=action_space,
         allow=allow,

@@ -19,10 +19,14 @@ from composer.build.construction import (
 )
 from composer.build.context import BuildContext, BuildNotes, Requirements, VisiblePorts
 from composer.build.network_builder import build_network
+from composer.checkpoint.container import CheckpointError
+from composer.checkpoint.file import write_checkpoint
+from composer.checkpoint.plain_spec import saved_spec
 from composer.errors import Problems
 from composer.limits import GivenLimits, Limits, limits_from
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
 from composer.network.network import Inputs, Network, State
+from composer.source.dump import dump_yaml
 from composer.source.load import Override, Source, load_source
 from composer.spec.model_spec import NetworkSpec
 from composer.spec.network_file import (
@@ -149,6 +153,25 @@ class ComposedNetwork(NetworkModule):
 
         return str(summarize(self))
 
+    def save(self, path: str | FilePath) -> None:
+        """Write weights, spec, inputs, outputs and seed to one safetensors file, for `composer.load_network`.
+
+        The file appears whole or not at all. Raises CheckpointError if something in the spec has no name by which it
+        can be loaded, or an input is more than a spec can say.
+        """
+        ports = self.network.in_ports.items()
+        sizes = {
+            "inputs": {name: _said_input(name, port) for name, port in ports},
+            "outputs": {name: list(shape) for name, shape in self.out_shapes.items()},
+        }
+        data = saved_spec(self.spec.source.data, self)
+        frozen = [name for name, each in self.named_parameters() if not each.requires_grad]
+        write_checkpoint(
+            path, self, spec=dump_yaml({**data, "network": {**data["network"], **sizes}}),
+            observation_space={}, action_space={}, seed=self.seed, dtype=self.dtype,
+            gradients={"frozen": frozen} if frozen else None,
+        )  # fmt: skip
+
     def draw(self, path: str | FilePath) -> FilePath:
         """Draw the network; the extension of ``path`` (png, svg, pdf, html, dot, mmd) selects the format."""
         from composer.diagram.drawing import draw
@@ -206,6 +229,19 @@ def check_network(
     with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
         _built(file, None, None, context, notes)
     return file
+
+
+def _said_input(name: str, port: Port) -> Any:
+    """What a spec says of an input. Raises CheckpointError where it has no words for it."""
+    shape = list(port.shape)
+    said = {"shape": shape, "choices": port.cardinality} if port.is_integer else shape
+    read = input_of(said)
+    if read is None or _port(read) != port:
+        raise CheckpointError(
+            f"cannot be saved: the input {name!r} is a Port that says more than a shape or choices, which a spec has "
+            "no words for; give it to compose_network as a shape"
+        )
+    return said
 
 
 # --- what goes in and comes out ---------------------------------------------------------------------------------------

@@ -199,11 +199,12 @@ def _source_and_spaces(arguments: argparse.Namespace) -> Loaded:
 
     record = read_record(arguments.file)
     require_blocks(record)
-    if record.action_model:
-        return stored_source(record.spec, arguments.file, arguments.overrides), given
+    source = stored_source(record.spec, arguments.file, arguments.overrides)
+    if record.action_model or is_network(source):
+        return source, given
     observation_space, action_space = record.spaces(dict(arguments.limits))
     held = {"observation_space": observation_space, "action_space": action_space}
-    return stored_source(record.spec, arguments.file, arguments.overrides), given or held
+    return source, given or held
 
 
 def model_of(path: str) -> str:

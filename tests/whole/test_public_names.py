@@ -16,7 +16,7 @@ PACKAGES = [composer, perception_blocks]
 
 COMPOSER = """
     MODELS BaseModelWrapper ComposedNetwork Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ adopt_weights any_batch blend compose
-    compose_network draw find_model first_steps import_config load model_wrap probe register_wrapper with_previous
+    compose_network draw find_model first_steps import_config load load_network model_wrap probe register_wrapper with_previous
 """
 PERCEPTION_BLOCKS = """
     ACTIVATIONS BLOCKS FUNCTIONS INITIALIZERS ActionMaskingBlock Activation AddBlock AdjacencyBlock AttentionPoolingBlock CategoricalValueBlock

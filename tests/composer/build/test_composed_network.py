@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import composer
+from composer.checkpoint.file import CheckpointError
 from composer.cli.commands import main
 from composer.errors import SpecError
 from perception_blocks.port import Port
@@ -126,6 +127,86 @@ def test_integers_arrays_and_another_dtype_are_read():
         out = network({"kind": np.array([2, 0]), "speed": np.ones((2, 2), np.float32)})["both"]
         assert out.dtype == torch.float64
         assert out.tolist() == [[0, 0, 1, 1, 1], [1, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("spec", "inputs", "outputs"),
+    [
+        (GRAPH, IN, {"logits": 4, "latent": None}),
+        (MEMORY, IN, OUT),
+        ({"version": 1, "network": {"_target_": Doubled}}, {"observation": 5}, OUT),
+        (
+            "version: 1\nnetwork: {graph: {code: {block: one_hot, in: kind}}}\n",
+            {"kind": {"shape": (), "choices": 5}},
+            {"code": None},
+        ),
+        (
+            "version: 1\nnetwork: {graph: {mean: {block: deep_set, in: things, hidden_units: 4}}}\n",
+            {"things": (None, 3)},
+            {"mean": None},
+        ),
+    ],
+    ids=["graph", "memory", "class", "choices", "varying"],
+)
+def test_a_network_that_was_saved_is_loaded_as_it_was(spec, inputs, outputs, tmp_path):
+    file, allow = tmp_path / "network.safetensors", [__name__]
+    network = composer.compose_network(
+        spec, inputs, outputs, allow=allow, seed=3, dtype=torch.float64
+    )
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter).requires_grad_(False)
+    network.save(file)
+    again = composer.load_network(file, allow)
+    assert (again.in_shapes, again.out_shapes) == (network.in_shapes, network.out_shapes)
+    assert (again.seed, again.dtype) == (3, torch.float64)
+    state = again.state_dict()
+    assert state.keys() == network.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    bytes_of_it = file.read_bytes()
+    again.save(file)
+    assert file.read_bytes() == bytes_of_it
+
+
+def test_a_network_and_a_model_are_not_loaded_as_the_other(tmp_path, capsys):
+    file, model_file = str(tmp_path / "network.safetensors"), str(tmp_path / "model.safetensors")
+    composer.compose_network(GRAPH, IN, OUT, seed=0).save(file)
+    model = {"version": 1, "environment": "CartPole-v1", "policy": {"template": {}}}
+    composer.compose(model, seed=0).save(model_file)
+    with pytest.raises(CheckpointError) as error:
+        composer.load(file)
+    assert str(error.value) == (
+        f"{file!r} is a network without actions, which composer.load_network loads"
+    )
+    with pytest.raises(CheckpointError) as error:
+        composer.load_network(model_file)
+    assert str(error.value) == f"{model_file!r} is a model, which composer.load loads"
+    composer.load_network(file)
+    composer.load(model_file)
+    assert main(["check", file]) == 0
+    assert capsys.readouterr().out == f"{file}: good; 268 parameters\n"
+
+
+def test_what_cannot_be_saved_or_loaded_is_told(tmp_path):
+    file = tmp_path / "network.safetensors"
+    image = Port((3, 8, 8), dtype=torch.uint8)
+    spec = "version: 1\nnetwork: {graph: {flat: {block: flatten, in: image}}}\n"
+    network = composer.compose_network(spec, {"image": image}, {"flat": None})
+    with pytest.raises(CheckpointError) as error:
+        network.save(file)
+    assert str(error.value) == (
+        "cannot be saved: the input 'image' is a Port that says more than a shape or choices, which a spec has no words "
+        "for; give it to compose_network as a shape"
+    )
+    composer.compose_network(spec, {"image": (3, 8, 8)}, {"flat": None}).save(file)
+    composer.compose_network({"version": 1, "network": {"_target_": Doubled}}, IN, OUT).save(file)
+    with pytest.raises(SpecError, match="is outside the allowed modules"):
+        composer.load_network(file)
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(CheckpointError):
+        composer.load_network(file, [__name__])
+    with pytest.raises(CheckpointError, match="call materialize first"):
+        composer.compose_network(GRAPH, IN, OUT, device="meta").save(file)
 
 
 def test_a_class_gets_the_shapes_and_answers_with_them():
