@@ -626,7 +626,7 @@ LISTED = {
         {"subprocess": 6},
         "torchrun, by a list of arguments; it runs this library's own module, which gets its task as JSON",
     ),
-    "composer.dataflow.running.cluster": ({"sys.modules": 2}, "looks at what of Ray is imported; imports nothing"),
+    "composer.adapters.local_ray": ({"sys.modules": 2}, "looks at what of Ray is imported; imports nothing"),
     "composer.dataflow.running.on_ray": (
         {"importlib.util.find_spec": 1, "sys.path": 2},
         "finds where allowed modules lie; takes folders away where a worker starts",

@@ -40,11 +40,12 @@ def _reasons(config: AlgorithmConfig) -> Iterator[str]:
     spec = config._rl_module_spec
     if not any(_classes(spec)):
         yield "no module of it is composed; write config.rl_module(rl_module_spec=module_spec(spec))"
-    if not isinstance(config, PPOConfig) or type(config).__name__ != "PPOConfig":
+    is_ppo = isinstance(config, PPOConfig) and type(config).__name__ == "PPOConfig"
+    if not is_ppo:
         yield f"{type(config).__name__.removesuffix('Config')} was not tried with composed models; use PPOConfig"
     if not (config.enable_rl_module_and_learner and config.enable_env_runner_and_connector_v2):
         yield "the old API stack has no RLModules; leave out config.api_stack(...)"
-    elif not _has_its_learner(config) and config.learner_class is not PPOTorchLearner:
+    elif is_ppo and not _has_its_learner(config) and config.learner_class is not PPOTorchLearner:
         yield (
             f"its learner {config.learner_class.__name__} does not know what the specs freeze; derive it from "
             "rllib.ComposedLearner, or leave out learner_class"

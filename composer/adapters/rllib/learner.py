@@ -19,14 +19,14 @@ __all__ = ["ComposedLearner"]
 class ComposedLearner(PPOTorchLearner):
     """RLlib's PPO learner, whose optimisers leave out what is frozen and scale learning rates as the specs say."""
 
-    def get_parameters(self, module: RLModule) -> list[nn.Parameter]:  # type: ignore[override]
+    def get_parameters(self, module: RLModule) -> list[nn.Parameter]:
         """The parameters that are trained: RLlib takes none without a gradient."""
-        return [each for each in super().get_parameters(module) if each.requires_grad]
+        return [each for each in super().get_parameters(module) if each.requires_grad]  # type: ignore[misc]
 
     def configure_optimizers_for_module(
         self, module_id: str, config: AlgorithmConfig | None = None
     ) -> None:
-        super().configure_optimizers_for_module(module_id, config)
+        super().configure_optimizers_for_module(module_id, config)  # type: ignore[arg-type]
         module = self.module[module_id].unwrapped()
         if isinstance(module, ComposedModule):
             for _, optimizer in self.get_optimizers_for_module(module_id):

@@ -51,7 +51,8 @@ from perception_blocks.settings import (
 try:
     import ray
     from ray.exceptions import RayError
-    from ray.rllib.algorithms.ppo import PPO, PPOConfig
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.ppo import PPOConfig
     from ray.rllib.core import DEFAULT_MODULE_ID
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
     from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -120,13 +121,13 @@ class RllibTrainer:
         refuse_untrainable(model, model.observation_space, {"PPO": "ppo"})
         self._task, self._settings = task, PpoSettings(**task.settings)
         self._reporter = _Reporter()
-        self._algorithm: PPO | None = None
+        self._algorithm: Algorithm | None = None
         self._stop_ray = _start_ray(self._settings.num_env_runners)
         self._folder = tempfile.mkdtemp(prefix="composer-")
         try:
             with _told(self._folder):
-                self._algorithm = checked(self._config(model)).build_algo()
-            self._learner = _learner_of(self._algorithm)
+                self._algorithm = algorithm = checked(self._config(model)).build_algo()
+            self._learner = _learner_of(algorithm)
             self._learner.reporter = self._reporter
             self._begin(task.seed)
         except BaseException:
@@ -171,7 +172,8 @@ class RllibTrainer:
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         refuse_other_state(self._optimizer)
-        self._learner.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID].fill_(state["kl_coeff"])
+        coefficient = self._learner.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID]
+        coefficient.fill_(state["kl_coeff"])  # type: ignore[union-attr]
         self._reporter.steps = steps
         self._begin(self._task.seed + steps)  # else the first episodes would come again
 
@@ -179,7 +181,7 @@ class RllibTrainer:
         algorithm, self._algorithm = self._algorithm, None
         if algorithm is not None:
             algorithm.stop()
-            shutil.rmtree(algorithm.logdir, ignore_errors=True)
+            shutil.rmtree(str(algorithm.logdir), ignore_errors=True)
         self._stop_ray()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -190,10 +192,11 @@ class RllibTrainer:
     def _begin(self, seed: int | None) -> None:
         """New episodes, with nothing collected, and the learner's weights in all that acts."""
         assert self._algorithm is not None
+        assert self._algorithm.env_runner_group is not None
         weights = self._learner.module[DEFAULT_MODULE_ID].get_state(inference_only=True)
         envs = self._task.envs // max(1, self._settings.num_env_runners)
         self._algorithm.env_runner_group.foreach_env_runner(
-            partial(_begin_anew, weights=weights, seed=seed, envs=envs)
+            partial(_begin_anew, weights=weights, seed=seed, envs=envs)  # type: ignore[arg-type]
         )
         self._reporter.forget()
         self._is_begun = True
@@ -287,7 +290,7 @@ class _Learner(ComposedLearner):
         return super().update(*given, training_data=training_data, **settings)
 
 
-def _learner_of(algorithm: PPO) -> _Learner:
+def _learner_of(algorithm: Algorithm) -> _Learner:
     learner = algorithm.learner_group._learner  # type: ignore[union-attr]
     assert isinstance(learner, _Learner)
     return learner
