@@ -45,7 +45,7 @@ class Document:
     @cached_property
     def mappings(self) -> dict[str, Located]:
         """What the classes, functions and dicts of a Python file hold, by name. Raises SpecError."""
-        return python_mappings(foreign_text(self.path), self.name)
+        return python_mappings(foreign_text(self.path), self.name, self.path)
 
     def taken(self, node: Located | None = None) -> Taken:
         """The mapping in a YAML file, or ``node``, what is refused of which goes to ``refusals``."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from composer.errors import Path, format_path
-from composer.importing.taken import CLASS, Taken
+from composer.importing.taken import BASE, CLASS, Taken
 from composer.source.dump import dump_flow
 from composer.source.values import Located
 from perception_blocks.words import printable
@@ -111,4 +111,9 @@ def _leaves(top: Taken, path: Path) -> list[Path]:
         node = node.value[part]
     if not (isinstance(node.value, dict) and node.value):
         return [path]
-    return [leaf for key in node.value if key != CLASS for leaf in _leaves(top, (*path, key))]
+    return [
+        leaf
+        for key in node.value
+        if key not in (BASE, CLASS)
+        for leaf in _leaves(top, (*path, key))
+    ]

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import operator
+import os
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from composer.errors import Position, Problem, SpecError
 from composer.importing.python_syntax import (
     assignments,
     first_line,
+    imports,
     is_program,
     is_super,
     path_of,
     walk,
 )
-from composer.importing.taken import CLASS, Code
+from composer.importing.taken import BASE, CLASS, Code
+from composer.source.files import display_name
+from composer.source.foreign import foreign_text
 from composer.source.values import MAX_DEPTH, MAX_SIZE, Located, check_size
 
 __all__ = ["python_arguments", "python_mappings"]
 
 _Result = TypeVar("_Result")
+_Files: TypeAlias = "dict[str, _Module | None]"  # by their real paths; None while they are read
+_Statements: TypeAlias = (
+    "list[tuple[ast.stmt, MutableMapping[str, Located]]]"  # with the names that they see
+)
+MOST_FILES = 20  # that are read for one
 
 _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -34,13 +44,16 @@ _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
 _FIRST_OF_FIELD = ("default_factory", "default")  # dataclasses.field
 
 
-def python_mappings(text: str, file: str) -> dict[str, Located]:
+def python_mappings(text: str, file: str, path: str | None = None) -> dict[str, Located]:
     """By name, what the classes of the file hold, what its functions return, and its dicts, as mappings.
 
-    A class has the attributes of its bases in the file, and what `__post_init__` assigns to ``self``. A class or a call
-    says its name under ``__class__``. What needs to be run is `Code`. Raises SpecError for what is no Python.
+    A class has the attributes of its bases in the file, or in files beside ``path`` that it imports, and what
+    `__post_init__` assigns to ``self``. A class or a call says its name under ``__class__``, and a class under
+    ``__base__`` which of its bases is elsewhere. What needs to be run is `Code`. Raises SpecError for what is no
+    Python.
     """
-    return _reading(text, file, lambda tree, module: module.read(tree.body))
+    files: _Files = {} if path is None else {os.path.realpath(path): None}
+    return _reading(text, file, lambda tree, module: module.read(tree.body), path, files)
 
 
 def python_arguments(text: str, file: str, names: Collection[str]) -> list[tuple[str, Located]]:
@@ -69,10 +82,16 @@ def python_arguments(text: str, file: str, names: Collection[str]) -> list[tuple
     return _reading(text, file, arguments)
 
 
-def _reading(text: str, file: str, read: Callable[[ast.Module, _Module], _Result]) -> _Result:
+def _reading(
+    text: str,
+    file: str,
+    read: Callable[[ast.Module, _Module], _Result],
+    path: str | None = None,
+    files: _Files | None = None,
+) -> _Result:
     """What ``read`` makes of the file. Raises SpecError for what is no Python."""
     try:
-        return read(ast.parse(text), _Module(file))
+        return read(ast.parse(text), _Module(file, path, files))
     except SyntaxError as error:
         place = Position(file, error.lineno or 1, error.offset or 1)
         message = f"this is not valid Python: {error.msg}"
@@ -91,8 +110,10 @@ class _Module:
     All mappings together have at most `MAX_SIZE` values, which copies of bases count against.
     """
 
-    def __init__(self, file: str) -> None:
-        self._file = file
+    def __init__(self, file: str, path: str | None = None, files: _Files | None = None) -> None:
+        self._file, self._path = file, path
+        self._files: _Files = {} if files is None else files
+        self._imported: set[str] = set()
         self._size = 0
         self.names: MutableMapping[str, Located] = {}
         self._aliases: dict[str, list[str]] = {}  # a second name -> the path of what it is for
@@ -102,7 +123,8 @@ class _Module:
 
     def read(self, body: Iterable[ast.stmt]) -> dict[str, Located]:
         self._run(body)
-        return {n: v for n, v in self.names.items() if isinstance(v.value, dict)}
+        names = self.names.items()
+        return {n: v for n, v in names if isinstance(v.value, dict) and n not in self._imported}
 
     # --- statements -----------------------------------------------------------------------------------------------
 
@@ -113,8 +135,47 @@ class _Module:
                 self._store([item.name], self._class(item), item)
             elif isinstance(item, ast.FunctionDef):
                 self._function(item)
+            elif isinstance(item, ast.Import | ast.ImportFrom):
+                self._import(item)
             elif not is_program(item):
                 self._statement(item)
+
+    def _import(self, item: ast.stmt) -> None:
+        """Take over what files beside this one define; what others define is not known."""
+        for module, name, called in imports(item):
+            other = self._beside(module)
+            if other is None:
+                continue
+            names = other.names if name is None else {name: other.names.get(name)}
+            held = {n: v for n, v in names.items() if v is not None}
+            value = held.get(name) if name is not None else self._sized(held, item)
+            if value is None:
+                continue
+            self._store([called], value, item)
+            self._imported.add(called)
+            for known, body in other._bodies.items():
+                if name in (None, known):
+                    self._bodies[called if name else f"{called}.{known}"] = body
+            self._classes |= {called} if name in other._classes else set()
+            self._functions |= {called} if name in other._functions else set()
+
+    def _beside(self, module: str) -> _Module | None:
+        """The file ``module.py`` beside this one; None where there is none that can be read."""
+        if self._path is None or not module.isidentifier():
+            return None
+        path = os.path.join(os.path.dirname(self._path), f"{module}.py")
+        place = os.path.realpath(path)
+        if place not in self._files and len(self._files) < MOST_FILES and os.path.isfile(path):
+            self._files[place] = None  # while it is read: two files may import each other
+
+            def read(tree: ast.Module, other: _Module) -> _Module:
+                other.read(tree.body)
+                return other
+
+            with contextlib.suppress(SpecError):
+                text, name = foreign_text(path), display_name(path)
+                self._files[place] = _reading(text, name, read, path, self._files)
+        return self._files.get(place)
 
     def _statement(self, item: ast.stmt) -> None:
         """Follow an assignment; what any other statement may change is `Code` from then on."""
@@ -136,6 +197,7 @@ class _Module:
         """Set a name, or what is inside its mapping."""
         first, *rest = path if len(path) == 1 else self._origin(path)
         if not rest:
+            self._imported.discard(first)
             self._count(len(self._aliases), node)
             for name in [n for n, origin in self._aliases.items() if first in (n, origin[0])]:
                 held = self._held([name])
@@ -178,7 +240,8 @@ class _Module:
     def _class(self, item: ast.ClassDef) -> Located:
         """Its attributes and those of its bases, as its `__post_init__` leaves them."""
         values: dict[str, Located] = {}
-        after: list[ast.stmt] = []
+        after: _Statements = []
+        elsewhere = None
         for base in reversed([ast.unparse(base) for base in item.bases]):
             known, body = self._held(base.split(".")), self._bodies.get(base)
             self._count(1 if known is None else known.size, item)
@@ -186,6 +249,10 @@ class _Module:
                 values, after = {**values, **body.values}, body.after
             elif known is not None and isinstance(known.value, dict):
                 values |= known.value
+            elif known is None:
+                elsewhere = Located(base, self._at(item))
+        if elsewhere is not None:
+            values[BASE] = elsewhere
         if CLASS not in values:  # the class of the library that it is at last
             last = ast.unparse(item.bases[0]).rpartition(".")[2] if item.bases else item.name
             values[CLASS] = Located(last, self._at(item))
@@ -196,12 +263,16 @@ class _Module:
             if not isinstance(line, ast.FunctionDef):
                 self._run([line])
             elif line.name == "__post_init__":
-                after = [s for each in line.body for s in (after if is_super(each) else [each])]
+                after = [
+                    s for each in line.body for s in (after if is_super(each) else [(each, outer)])
+                ]
                 self._count(len(after), line)
         values |= attributes
-        self.names, self._aliases = ChainMap({"self": self._sized(values, item)}, outer), {}
-        self._run(after)
-        result = self.names["self"]
+        inner, self._aliases = {"self": self._sized(values, item)}, {}
+        for statement, names in after:
+            self.names = ChainMap(inner, names)  # those of the file that the statement is in
+            self._run([statement])
+        result = inner["self"]
         self.names, self._aliases = outer, aliases
         self._classes.add(item.name)
         self._bodies.pop(item.name, None)
@@ -252,7 +323,7 @@ class _Module:
         if not isinstance(value.value, dict):
             return code
         inner = value.value.items()
-        spoiled = {k: v if k == CLASS else self._spoiled(v, code, node) for k, v in inner}
+        spoiled = {k: v if k in (BASE, CLASS) else self._spoiled(v, code, node) for k, v in inner}
         return self._sized(spoiled, node)
 
     def _code(self, node: ast.stmt | ast.expr) -> Located:
@@ -360,7 +431,7 @@ class _Body:
     """A class before its `__post_init__`, and the statements of that, with those of ``super()`` in their place."""
 
     values: dict[str, Located]
-    after: list[ast.stmt]
+    after: _Statements
 
 
 def _with(node: Located, path: list[str], value: Located) -> Located:

@@ -7,7 +7,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 
-__all__ = ["assignments", "first_line", "is_program", "is_super", "path_of", "walk"]
+__all__ = ["assignments", "first_line", "imports", "is_program", "is_super", "path_of", "walk"]
 
 _SUPER = re.compile(r"super\([\w, ]*\)\.__post_init__\(\)")
 
@@ -32,6 +32,20 @@ def assignments(item: ast.stmt) -> list[tuple[ast.expr, ast.expr]] | None:
 def _are_alike(target: ast.Tuple | ast.List, value: ast.Tuple | ast.List) -> bool:
     is_plain = not any(isinstance(each, ast.Starred) for each in [*target.elts, *value.elts])
     return is_plain and len(target.elts) == len(value.elts)
+
+
+def imports(item: ast.stmt) -> list[tuple[str, str | None, str]]:
+    """Of an import of a module beside the file: the module, the name in it (None: itself), and what it is called here.
+
+    ``from .rough import Cfg`` and ``from rough import Cfg`` may both be meant so, ``from lab.rough import Cfg`` is not.
+    """
+    if isinstance(item, ast.Import):
+        return [(n.name, None, n.asname or n.name) for n in item.names if "." not in n.name]
+    if not isinstance(item, ast.ImportFrom) or item.level > 1 or "." in (item.module or ""):
+        return []
+    if item.module is None:
+        return [(n.name, None, n.asname or n.name) for n in item.names]
+    return [(item.module, n.name, n.asname or n.name) for n in item.names]
 
 
 def path_of(node: ast.expr) -> list[str] | None:

@@ -18,7 +18,7 @@ from composer.importing.nodes import (
     activation_of,
     gaussian,
 )
-from composer.importing.taken import CLASS, Code, Taken
+from composer.importing.taken import BASE, CLASS, Code, Taken
 from composer.source.values import Located
 from perception_blocks.words import describe, hint, listing
 
@@ -125,6 +125,7 @@ class _Reader:
         self.sets = self._observation_sets()
 
     def read(self) -> Imported:
+        self._note_base()
         actor, critic = self._models()
         self.out.spec["distributions"] = [self._distribution(actor.taken)]
         nodes, output = self._network(actor, "policy")
@@ -134,6 +135,16 @@ class _Reader:
         self.out.spec["critic"] = nodes.critic(nodes.last, output)
         self._normalize(actor, critic)
         return self.out
+
+    def _note_base(self) -> None:
+        """Name the base class that could not be read; those of IsaacLab and mjlab set no widths."""
+        policy = self.top["policy"] if self.is_old else None
+        for owner in (self.top, policy):
+            base = owner.node.value.get(BASE) if isinstance(owner, Taken) else None
+            if base is not None and not _last(base.value).startswith("RslRl"):
+                self.out.note(
+                    f"{base.value}: this base class is in another file, not beside this one; what it sets is not known"
+                )
 
     def _models(self) -> tuple[_Model, _Model]:
         if not self.is_old:

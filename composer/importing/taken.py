@@ -9,10 +9,11 @@ from composer.errors import Path, Problem, SpecError, format_path
 from composer.source.values import Located, plain
 from perception_blocks.words import cut, describe
 
-__all__ = ["CLASS", "MOST", "MOST_LAYERS", "Code", "Refusals", "Taken"]
+__all__ = ["BASE", "CLASS", "MOST", "MOST_LAYERS", "Code", "Refusals", "Taken"]
 
 CLASS = "__class__"  # the key under which a class or a call of a Python file says its name
 
+BASE = "__base__"  # and the name of a base class that is in another file
 MOST = 2**31 - 1  # of a number
 MOST_LAYERS = 1_000
 
@@ -113,7 +114,7 @@ class Taken(Mapping[str, Any]):
         """The paths that nobody asked for, in the order of the file; of what is below them nothing."""
         paths: list[Path] = []
         for key in self:
-            if key == CLASS:
+            if key in (CLASS, BASE):
                 continue
             paths += _left(self._views.get(key)) if key in self._asked else [(*self.path, key)]
         return paths
