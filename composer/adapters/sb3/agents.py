@@ -75,8 +75,7 @@ def agent(
     train where they are frozen). ``env`` is an environment of gymnasium, its id, or a VecEnv of Stable-Baselines3; None
     makes the spec's own. What cannot be stored (nested observations, several actions) is made flat by `wrap`. ``seed``
     is for the initial weights and the algorithm. ``limits`` are the limits of `composer.compose`; loading the agent
-    composes within them too. ``policy_kwargs`` may give ``optimizer_class`` and
-    ``optimizer_kwargs``.
+    composes within them too. ``policy_kwargs`` may give ``optimizer_class`` and ``optimizer_kwargs``.
 
     ``agent.save`` and ``algorithm.load`` work as usual; ``agent.policy.model.save`` writes a checkpoint.
     Raises ValueError with every reason why the algorithm cannot train the model.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     """
 
     algorithm = "RecurrentPPO"
+    _packed: tuple[Any, Any] = (None, None)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -115,13 +117,18 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         """
         row, width = self.model.pack_state(state).float(), self.lstm_actor.hidden_size
         if self._longest is not None:
-            row = torch.cat([row, read.masked_fill(resets.unsqueeze(-1), 0.0) + 1], -1)
+            read = read.masked_fill(resets.unsqueeze(-1), 0.0) + 1
+            row = torch.cat([row, read], -1)
         if missing := 2 * width - row.shape[-1]:
             row = torch.nn.functional.pad(row, (0, missing))
-        return tuple(half.unsqueeze(0) for half in row.split(width, -1))
+        packed = tuple(half.unsqueeze(0) for half in row.split(width, -1))
+        self._packed = packed, (state, read)
+        return packed
 
     def _unpack(self, packed: Packed) -> tuple[State, Tensor]:
-        """The state and the steps that were read, (B, 1)."""
+        """The state and the steps that were read, (B, 1); while it collects, the host hands back what it got last."""
+        if packed is self._packed[0]:
+            return self._packed[1]
         row, width = torch.cat([half.squeeze(0) for half in packed], -1), self.model.state_width
         return self.model.unpack_state(row[:, :width]), row[:, width : width + 1]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from functools import wraps
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from gymnasium import Space
@@ -38,6 +38,8 @@ except ImportError as error:
 
 __all__ = ["ActorCritic", "HostPolicy", "description", "stored_form"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 HOST = "Stable-Baselines3"
 WRAP = "\nWrap each environment in composer.adapters.sb3.agents.wrap(env, spec), or compose the model for this one"
 NO_SDE = (
@@ -167,13 +169,17 @@ class HostPolicy(BasePolicy):
         }
 
 
-@contextmanager
-def _masks_named() -> Iterator[None]:
-    """Name the method that gives the host's masks where one leaves no legal choice: they are no observation."""
-    try:
-        yield
-    except NoLegalChoiceError as error:
-        raise error if error.source else error.of("action_masks() of the environment") from None
+def _names_masks(method: Callable[P, T]) -> Callable[P, T]:
+    """``method``, with the name of what gives the host's masks where one leaves no legal choice."""
+
+    @wraps(method)
+    def named(*arguments: P.args, **keywords: P.kwargs) -> T:
+        try:
+            return method(*arguments, **keywords)
+        except NoLegalChoiceError as error:
+            raise error if error.source else error.of("action_masks() of the environment") from None
+
+    return named
 
 
 class ActorCritic(HostPolicy):
@@ -201,7 +207,7 @@ class ActorCritic(HostPolicy):
         """Values (B, 1), log-probabilities (B,) and entropies (B,)."""
         return self.judged(self.step(obs, actions, action_masks))
 
-    @_masks_named()
+    @_names_masks
     def get_distribution(self, obs: PyTorchObs, action_masks: object = None) -> Any:
         """The model's own distribution over what is legal."""
         return self.policy.distribution(self.read(obs), mask=self._mask(action_masks))
@@ -210,7 +216,7 @@ class ActorCritic(HostPolicy):
         """Values (B, 1)."""
         return self.lowered.value(self.read(obs)).float().unsqueeze(-1)
 
-    @_masks_named()
+    @_names_masks
     def step(
         self,
         obs: PyTorchObs,

@@ -48,7 +48,7 @@ try:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.noise import NormalActionNoise
-    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 except ImportError as error:
     raise missing_extra("composer train --trainer sb3", error, "sb3") from error
 
@@ -64,8 +64,9 @@ ALGORITHMS: dict[str, type] = {
     "recurrent_ppo": RecurrentPPO,
 }
 NAMES = {algorithm.__name__: name for name, algorithm in ALGORITHMS.items()}
-# Values that the library accepts, but fails with later or learns nothing by, are refused here.
-NARROWER: dict[str, object] = {
+# What a text can give and neither the task nor the spec decides. Values that the library accepts, but fails with later
+# or learns nothing by, are refused here; of those that are None its own annotations hold.
+SETTINGS: dict[str, object] = {
     "action_noise": Optional[PositiveFloat],  # noqa: UP045
     "learning_rate": PositiveFloat,
     **dict.fromkeys(("gamma", "gae_lambda", "tau"), Probability),
@@ -80,6 +81,8 @@ NARROWER: dict[str, object] = {
     "train_freq": PositiveInt,  # of 0 its loop has no end
     **dict.fromkeys(("n_steps", "n_epochs", "batch_size", "buffer_size"), PositiveInt),
     **dict.fromkeys(("target_update_interval", "policy_delay", "stats_window_size"), PositiveInt),
+    **dict.fromkeys(("ent_coef", "target_entropy", "normalize_advantage", "rms_prop_eps"), None),
+    **dict.fromkeys(("use_rms_prop", "use_sde", "use_sde_at_warmup", "device"), None),
 }
 METRICS = {  # our names of what the library logs
     "loss": "loss/total", "policy_gradient_loss": "loss/policy", "policy_loss": "loss/policy",
@@ -87,12 +90,6 @@ METRICS = {  # our names of what the library logs
     "entropy_loss": "entropy", "approx_kl": "kl", "ent_coef": "entropy_coefficient",
     "ent_coef_loss": "loss/entropy_coefficient",
 }  # fmt: skip
-# Arguments that the task or the spec decides, or that no text can say.
-NOT_SETTINGS = (
-    "seed", "verbose", "tensorboard_log", "policy_kwargs", "policy_base", "_init_setup_model",
-    "monitor_wrapper", "rollout_buffer_class", "rollout_buffer_kwargs",
-    "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage",
-)  # fmt: skip
 
 
 class Sb3Trainer:
@@ -115,8 +112,11 @@ class Sb3Trainer:
             deviations = np.full(size, settings["action_noise"])
             settings["action_noise"] = NormalActionNoise(np.zeros(size), deviations)
         try:
-            if algorithm is MaskablePPO:
-                _refuse_no_masks(self._envs, task.environment)
+            if algorithm is MaskablePPO and not is_masking_supported(self._envs):
+                raise ValueError(
+                    f"maskable_ppo asks the environment for its masks, but {task.environment!r} has no "
+                    "action_masks(); define it there, or use ppo, which applies the action_mask of the spec"
+                )
             self._agent = agent(algorithm, model, self._envs, seed=task.seed, **settings)
         except BaseException as error:
             self._envs.close()
@@ -231,22 +231,15 @@ def _environment(make: EnvironmentMaker, model: Model) -> gymnasium.Env:
     return wrap(Monitor(make()), model)
 
 
-def _refuse_no_masks(envs: VecEnv, environment: str) -> None:
-    if not is_masking_supported(envs):
-        raise ValueError(
-            f"maskable_ppo asks the environment for its masks, but {environment!r} has no action_masks(); "
-            "define it there, or use ppo, which applies the action_mask of the spec"
-        )
-
-
 # --- settings ---
 
 
 def _settings(algorithm: type) -> dict[str, object]:
-    """The settings that a text can give, and what each of them may be."""
-    parameters = list(inspect.signature(algorithm).parameters.values())[2:]  # after policy and env
-    known = {p.name: p.annotation for p in parameters if p.name not in NOT_SETTINGS}
-    return {name: NARROWER.get(name, kind) for name, kind in known.items()}
+    """Its settings, and what each of them may be."""
+    arguments = inspect.signature(algorithm).parameters
+    return {
+        n: SETTINGS[n] or argument.annotation for n, argument in arguments.items() if n in SETTINGS
+    }
 
 
 def _is_device(value: Any) -> bool:
