@@ -120,7 +120,6 @@ def sb3_pair(
 
 # --- rsl_rl and skrl ---
 
-NOT_YET = None  # at 1.00: about 1.03 with rl_games, 1.07 with rsl_rl, 1.12 with PPO and 1.19 with A2C of skrl
 GAUSSIAN = "distributions: [{action: action, distribution: gaussian, log_std: learned}]"
 ELU_SPEC = PPO_SPEC.replace("tanh", "elu") + GAUSSIAN
 LSTM = "{block: lstm, in: observation, hidden_units: 64}"
@@ -166,7 +165,7 @@ def rsl_rl_pair(spec: str, **network: Any) -> Pair:
 
     recurrent = "rnn_type" in network
     memory = ", memory" if recurrent else ""
-    return Pair(f"PPO of rsl_rl{memory}", "its models", ours, theirs, NOT_YET)
+    return Pair(f"PPO of rsl_rl{memory}", "its models", ours, theirs)
 
 
 def skrl_pair(algorithm: str, spec: str, **settings: Any) -> Pair:
@@ -221,7 +220,7 @@ def skrl_pair(algorithm: str, spec: str, **settings: Any) -> Pair:
         return SequentialTrainer(cfg=trainer_cfg, env=env, agents=agent).train
 
     cfg = {**settings, "experiment": {"write_interval": 0, "checkpoint_interval": 0}}
-    return Pair(f"{algorithm} of skrl, CartPole-v1", "its models", ours, theirs, NOT_YET)
+    return Pair(f"{algorithm} of skrl, CartPole-v1", "its models", ours, theirs)
 
 
 # --- rl_games and Tianshou ---
@@ -274,7 +273,7 @@ def rl_games_pair() -> Pair:
         network = {"name": "actor_critic", "separate": True, "space": {"discrete": {}}, "mlp": mlp}
         return agent({"name": "discrete_a2c"}, network)
 
-    return Pair("PPO of rl_games, CartPole-v1", "its network", ours, theirs, NOT_YET)
+    return Pair("PPO of rl_games, CartPole-v1", "its network", ours, theirs)
 
 
 def tianshou_pair() -> Pair:

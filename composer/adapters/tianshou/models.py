@@ -18,6 +18,7 @@ from composer.adapters.needs import NEEDS, problems, refuse, refuse_actors, refu
 from composer.critic.base import SpaceCritic
 from composer.distributions.base import Distribution
 from composer.host.step import step_of, value_of
+from composer.lowered.network import WithTwin
 from composer.limits import GivenLimits
 from composer.model import Model, compose
 from composer.policy.policy import Policy
@@ -124,6 +125,7 @@ class ComposedPolicy(ProbabilisticActorPolicy):
         )
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "_policy", policy)
+        self._acting = WithTwin(policy)
         self._actions = actions
         self._observations = _Observations(policy)
         self._seen: list[Mapping[str, Tensor]] = []
@@ -148,7 +150,7 @@ class ComposedPolicy(ProbabilisticActorPolicy):
             self._note(observations, is_learning)
         deterministic = self.deterministic_eval and not self.is_within_training_step
         step = step_of(
-            self._policy, None, self._policy.as_observed(observations), None, None, None,
+            self._acting.now(), None, self._policy.as_observed(observations), None, None, None,
             unroll=False, mask=None, deterministic=deterministic, entropy=False,
         )  # fmt: skip
         if is_learning:
@@ -196,6 +198,7 @@ class ComposedCritic(nn.Module):
         super().__init__()
         assert isinstance(model.critic, SpaceCritic)  # as `refuse` says
         self.part = model.critic
+        self._judging = WithTwin(model.critic)
         object.__setattr__(self, "_policy", one_policy(model.policy))
         self._observations = _Observations(self._policy)
 
@@ -203,7 +206,8 @@ class ComposedCritic(nn.Module):
 
     def forward(self, obs: Any, act: Any = None, info: Any = None) -> Tensor:
         observations = self._policy.as_observed(self._observations.read(obs))
-        values = value_of(self._policy, self.part, observations, None, None, unroll=False)
+        critic = self._judging.now()
+        values = value_of(self._policy, critic, observations, None, None, unroll=False)
         return values.float().unsqueeze(-1)
 
 
