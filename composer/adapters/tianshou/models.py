@@ -18,8 +18,8 @@ from composer.adapters.needs import NEEDS, problems, refuse, refuse_actors, refu
 from composer.critic.base import SpaceCritic
 from composer.distributions.base import Distribution
 from composer.host.step import step_of, value_of
-from composer.lowered.network import WithTwin
 from composer.limits import GivenLimits
+from composer.lowered.network import WithTwin
 from composer.model import Model, compose
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
