@@ -64,7 +64,7 @@ class TorchRLModules:
     burn_in: int = 0
 
     def sequence_buffer(self, steps: int, *, sequence_length: int, batch_size: int) -> ReplayBuffer:
-        """A replay buffer of sequences for a model with memory, whose first ``burn_in`` steps only warm up its state.
+        """A replay buffer of sequences, on the device of a model with memory; ``burn_in`` steps only warm up the state.
 
         Extend it with the batches (environments, T) of a collector; ``steps`` counts the steps of all environments. A
         sample holds ``batch_size // sequence_length`` sequences, but at least one, which begin anywhere with the states
@@ -77,7 +77,7 @@ class TorchRLModules:
             cache_values=True,
         )  # fmt: skip
         return ReplayBuffer(
-            storage=LazyTensorStorage(steps, ndim=2),
+            storage=LazyTensorStorage(steps, ndim=2, device=one_policy(self.model.policy).device),
             sampler=sampler,
             transform=EpisodeSequences(sequence_length, self.burn_in),
             batch_size=max(1, batch_size // sequence_length) * sequence_length,

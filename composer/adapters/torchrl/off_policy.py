@@ -106,6 +106,8 @@ class OffPolicy(Algorithm[S]):
         self._length, burn_in = settings.lengths(model, env.batch_size[0])
         modules = to_torchrl(model, env, loss=self.loss_type, burn_in=burn_in)
         loss, actor, self._chance = self.pieces(modules, settings)
+        device = one_policy(model.policy).device
+        self._chance.to(device)
         super().__init__(modules, settings, loss, sequence(actor, self._chance))
         loss.make_value_estimator(gamma=settings.gamma)
         self._targets = SoftUpdate(loss, tau=settings.tau)
@@ -121,7 +123,8 @@ class OffPolicy(Algorithm[S]):
             )
         else:
             self._buffer = ReplayBuffer(
-                storage=LazyTensorStorage(settings.buffer_size), batch_size=settings.batch_size
+                storage=LazyTensorStorage(settings.buffer_size, device=device),
+                batch_size=settings.batch_size,
             )
 
     @abstractmethod
@@ -169,12 +172,12 @@ class OffPolicy(Algorithm[S]):
             self._buffer.extend(steps.select(*self._stored))
 
     def _kept(self) -> dict[Key, torch.Tensor]:
-        """The buffer's steps by key, oldest first, ready to be written into an empty buffer."""
+        """The buffer's steps by key on the CPU, oldest first, ready to be written into an empty buffer."""
         if not len(self._buffer):
             return {}
         steps = self._buffer.storage[:]
         begin = self._buffer.write_count % len(steps)
-        return _leaves(steps[torch.arange(len(steps)).roll(-begin)].select(*self._stored))
+        return _leaves(steps[torch.arange(len(steps)).roll(-begin)].select(*self._stored).cpu())
 
 
 class Dqn(OffPolicy[DqnSettings]):

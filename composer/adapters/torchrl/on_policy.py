@@ -117,7 +117,7 @@ class Ppo(OnPolicy[PpoSettings]):
         else:
             batch = batch.reshape(-1)
         for _ in range(self.settings.epochs):
-            for rows in torch.randperm(len(batch)).split(size):
+            for rows in torch.randperm(len(batch), device=batch.device).split(size):
                 if len(rows) > 1 or self.model.has_memory:  # one advantage has no deviation
                     yield batch[rows]
 

@@ -61,7 +61,7 @@ class TorchrlTrainer:
     def __init__(self, task: Task, model: Model) -> None:
         refuse(model, task.algorithm, "torchrl")
         torch.manual_seed(task.seed)
-        self.model = model
+        self.model = model.to(task.device)
         self._task = task
         self._steps = 0
         algorithm = ALGORITHMS[task.algorithm]
@@ -82,13 +82,15 @@ class TorchrlTrainer:
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
         kind = ALGORITHMS[task.algorithm].settings_type
-        return [*_device_problems(task.device), *setting_problems(kind, task)]
+        return setting_problems(kind, task)
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made; the last batch may go beyond."""
+        device = self._task.device
         collector = Collector(
-            self._env, self._algorithm.explorer, frames_per_batch=self._frames, total_frames=-1
-        )
+            self._env, self._algorithm.explorer, frames_per_batch=self._frames, total_frames=-1,
+            env_device="cpu", policy_device=device, storing_device=device,
+        )  # fmt: skip
         try:
             phase("collecting")
             for batch in collector:
@@ -131,14 +133,14 @@ class TorchrlTrainer:
 
 
 def _environment(task: Task, model: Model) -> EnvBase:
-    """``task.envs`` environments one after the other, with memory carried and episodes summed up."""
+    """``task.envs`` environments on the CPU, with memory carried and episodes summed up."""
 
     def make() -> EnvBase:
         return GymWrapper(maker(), categorical_action_encoding=True)
 
     maker = environment_maker(task)
     env = (ParallelEnv if task.subprocess else SerialEnv)(
-        task.envs, create_env_fn=[make] * task.envs
+        task.envs, create_env_fn=[make] * task.envs, device="cpu"
     )
     env.set_seed(task.seed)
     total = RewardSum(in_keys=["reward"], out_keys=[TOTAL])
@@ -146,16 +148,8 @@ def _environment(task: Task, model: Model) -> EnvBase:
     return TransformedEnv(env, Compose(*transforms))
 
 
-def _device_problems(device: str) -> list[str]:
-    """What is wrong with a ``device`` that PyTorch may have: buffers and environments are on the CPU."""
-    if device.partition(":")[0] not in ("cuda", "mps"):
-        return []
-    return [
-        f"--device is {device!r}, but the trainer torchrl trains on the CPU; leave it out, or use the trainer sb3"
-    ]
-
-
 def _episodes(batch: TensorDictBase) -> list[Episode]:
     ended = batch["next", "done"].squeeze(-1)
     totals, lengths = (batch["next", key].squeeze(-1)[ended] for key in (TOTAL, LENGTH))
-    return [Episode(float(t), int(n)) for t, n in zip(totals, lengths, strict=True)]
+    ends = zip(totals.tolist(), lengths.tolist(), strict=True)
+    return [Episode(total, length) for total, length in ends]

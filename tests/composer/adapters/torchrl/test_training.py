@@ -1,7 +1,6 @@
 """composer train --trainer torchrl: what its algorithms learn, keep, and refuse."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -387,15 +386,6 @@ def test_settings_of_each_algorithm_are_checked(capsys, run_folder):
         "  'target_entropy' must be a number or null, got 'low'\n"
     )
     assert not Path("run").exists()
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
-def test_a_device_other_than_the_cpu_is_refused(device):
-    task = Task(spec="", environment="", algorithm="ppo", device=device)
-    assert TorchrlTrainer.wrong_settings(task) == [
-        f"--device is {device!r}, but the trainer torchrl trains on the CPU; leave it out, or use the trainer sb3"
-    ]
-    assert TorchrlTrainer.wrong_settings(replace(task, device="cpu")) == []
 
 
 def test_environments_in_processes_of_their_own_train_as_those_in_a_row():
