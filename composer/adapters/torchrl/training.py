@@ -86,10 +86,10 @@ class TorchrlTrainer:
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made; the last batch may go beyond."""
-        device = self._task.device
+        device = self._task.device if _is_cast(self._task) else None
         collector = Collector(
             self._env, self._algorithm.explorer, frames_per_batch=self._frames, total_frames=-1,
-            env_device="cpu", policy_device=device, storing_device=device,
+            env_device=self._env.device, policy_device=device, storing_device=device,
         )  # fmt: skip
         try:
             phase("collecting")
@@ -132,6 +132,11 @@ class TorchrlTrainer:
             self.model.update_normalizers(seen)
 
 
+def _is_cast(task: Task) -> bool:
+    """Whether steps go from one device to another; TorchRL casts each, which takes time, if devices are named."""
+    return torch.device(task.device).type != "cpu"
+
+
 def _environment(task: Task, model: Model) -> EnvBase:
     """``task.envs`` environments on the CPU, with memory carried and episodes summed up."""
 
@@ -140,7 +145,7 @@ def _environment(task: Task, model: Model) -> EnvBase:
 
     maker = environment_maker(task)
     env = (ParallelEnv if task.subprocess else SerialEnv)(
-        task.envs, create_env_fn=[make] * task.envs, device="cpu"
+        task.envs, create_env_fn=[make] * task.envs, device="cpu" if _is_cast(task) else None
     )
     env.set_seed(task.seed)
     total = RewardSum(in_keys=["reward"], out_keys=[TOTAL])
