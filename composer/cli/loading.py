@@ -126,9 +126,10 @@ def read_source(
     source, spaces = loaded or load_given(arguments)
     refuse_experiment(arguments, source)
     if is_network(source):
+        does = "load_network loads" if is_checkpoint(arguments.file) else "compose_network builds"
         raise UserError(
             f"{arguments.file} describes a network without actions, and composer {arguments.command} takes a model; "
-            "composer.compose_network builds it"
+            f"composer.{does} it"
         )
     import_extensions(source, arguments.allow)
     makes_environment = makes_environment and not (spaces or is_checkpoint(arguments.file))

@@ -185,6 +185,11 @@ def test_a_network_and_a_model_are_not_loaded_as_the_other(tmp_path, capsys):
     composer.load(model_file)
     assert main(["check", file]) == 0
     assert capsys.readouterr().out == f"{file}: good; 268 parameters\n"
+    assert main(["export", file, "-o", str(tmp_path / "network.onnx")]) == 1
+    assert capsys.readouterr().err == (
+        f"composer export: {file} describes a network without actions, and composer export takes a model; "
+        "composer.load_network loads it\n"
+    )
 
 
 def test_what_cannot_be_saved_or_loaded_is_told(tmp_path):
