@@ -219,7 +219,7 @@ class ActorCritic(_Hosted):
         self.a2c_network = parts
         object.__setattr__(self, "_policy", policy)
         self._acting = WithTwin(policy)
-        critic = model.critic if has_own_critic else None
+        critic: Any = model.critic if has_own_critic else None
         self._judging = None if critic is None else WithTwin(critic)
         reads = [*policy.read_keys, *(() if critic is None else critic.read_keys)]
         shares = critic is not None and bool(critic.shared)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -277,7 +277,7 @@ class Actor(_Part):
         return action if self._event_dims == 1 else self._flat(action)
 
     # A draw within a graph has the graph's own random numbers.
-    _act_alone = torch.compiler.disable(_act)
+    _act_alone: Callable[..., Tensor] = torch.compiler.disable(_act)  # type: ignore[assignment]
 
     def taken(self, obs: TensorDictBase) -> tuple[Tensors, State] | None:
         """What the policy just gave for the very observations ``obs``, once: the critic need not run it again."""
