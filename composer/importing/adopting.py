@@ -13,6 +13,7 @@ from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import LoadReport, fill
 from composer.checkpoint.first_weights import has_nan, is_plain
 from perception_blocks.blocks.scale import NormalizeBlock
+from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import format_shape
 from perception_blocks.words import did_you_mean, few_of
 
@@ -23,6 +24,7 @@ Pairs = Iterable[tuple[str, str]]
 _TERM = re.compile(r"(?:(log|transposed)\()?([^()\[\]#+]+?)(?:#(\d+))?(\))?(?:\[(\d*):(\d*)\])?")
 NOT_USED = "not used: "  # begins the line of a report about tensors of the file
 _FIRST_LAYER = "_l0"  # ends the names of our recurrent layers, each of which has one
+_NORMALIZERS = ".normalizers."  # before the name of an observation
 _EPSILON = 1e-8  # that a NormalizeBlock adds to the variance
 
 
@@ -127,7 +129,11 @@ class _Adoption:
 
     def take(self, here: str, there: str) -> None:
         """Adopt what is called ``there`` for the tensor, or all tensors of the module, ``here``."""
-        names = [n for n in self._state if n == here or n.startswith(f"{here}.")]
+        names = self._names_below(here)
+        part, of_observation, key = here.partition(_NORMALIZERS)
+        if not names and of_observation:  # which a module may not be called
+            here = f"{part}{_NORMALIZERS}{module_name(key)}"
+            names = self._names_below(here)
         if not names:
             modules = (name for name, _ in self._model.named_modules())
             near = did_you_mean(here, [*self._state, *modules])
@@ -147,6 +153,9 @@ class _Adoption:
                 raise CheckpointError(
                     f"{there!r} cannot be one below the other for {name!r}: {shapes}"
                 ) from error
+
+    def _names_below(self, here: str) -> list[str]:
+        return [n for n in self._state if n == here or n.startswith(f"{here}.")]
 
     def _take_statistics(self, here: str, there: str, names: Sequence[str]) -> bool:
         """Adopt a running mean and variance for a NormalizeBlock; False for any other module."""

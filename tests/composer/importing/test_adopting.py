@@ -4,6 +4,7 @@ import os
 import re
 import zipfile
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -395,3 +396,22 @@ def test_files_that_hold_no_weights(content, message, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint("last.pth")
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("key", ["a.b", "type", "keys", "x/y"])
+def test_statistics_go_to_an_observation_that_no_module_can_be_called_like(key):
+    graph = {"latent": {"block": "dense", "in": key, "hidden_units": 4}}
+    spec = {"version": 1, "normalize": [key], "policy": {"graph": graph, "heads": {"in": "latent"}}}
+    spaces = {
+        "observation_space": gymnasium.spaces.Dict({key: gymnasium.spaces.Box(-1, 1, (2,))}),
+        "action_space": gymnasium.spaces.Discrete(2),
+    }
+    model = composer.compose(spec, **spaces)
+    theirs = {
+        "rms.mean": torch.tensor([1.0, 2.0]),
+        "rms.var": torch.ones(2),
+        "rms.count": torch.tensor(5),
+    }
+    composer.adopt_weights(model, theirs, [(f"policy.normalizers.{key}", "rms")])
+    (name,) = [name for name in model.state_dict() if name.endswith(".mean")]
+    assert model.state_dict()[name].tolist() == [1.0, 2.0]
