@@ -25,6 +25,7 @@ _TERM = re.compile(r"(?:(log|transposed)\()?([^()\[\]#+]+?)(?:#(\d+))?(\))?(?:\[
 NOT_USED = "not used: "  # begins the line of a report about tensors of the file
 _FIRST_LAYER = "_l0"  # ends the names of our recurrent layers, each of which has one
 _NORMALIZERS = ".normalizers."  # before the name of an observation
+_MOST_COUNTED = 2**53  # observations
 _EPSILON = 1e-8  # that a NormalizeBlock adds to the variance
 
 
@@ -43,7 +44,7 @@ class _Statistics:
         mean, variance = (tensors[f"{name}.{key}"] for key in (self.mean, self.variance))
         count = tensors.get(f"{name}.{self.count}", torch.zeros(()))
         is_real = not any(tensor.is_complex() for tensor in (mean, variance, count))
-        if not is_real or count.numel() != 1 or not count.isfinite().all():
+        if not is_real or count.numel() != 1 or not 0 <= float(count) < _MOST_COUNTED:
             raise CheckpointError(
                 f"{name!r} holds no running statistics: real numbers, and how many they are of"
             )

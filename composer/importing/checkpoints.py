@@ -61,8 +61,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> ForeignWeights:
 def _of_statistics(saved: VecNormalize) -> dict[str, Tensor]:
     """The tensors ``obs_rms.mean``, ``.var`` and ``.count``; of a Dict, ``obs_rms.KEY.mean`` and so on."""
     tensors: dict[str, Tensor] = {}
+    is_one = [*saved.observations] == [OBSERVATION]
     for name, each in saved.observations.items():
-        there = "obs_rms" if [*saved.observations] == [OBSERVATION] else f"obs_rms.{name}"
+        there = "obs_rms" if is_one else f"obs_rms.{name}"
         mean, variance = (
             torch.tensor(array.numbers, dtype=torch.float64).reshape(array.shape)
             for array in (each.mean, each.variance)

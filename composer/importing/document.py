@@ -7,7 +7,7 @@ from functools import cached_property
 
 from composer.importing.python_config import python_mappings
 from composer.importing.taken import Refusals, Taken
-from composer.source.files import display_name
+from composer.source.files import display_name, is_regular
 from composer.source.foreign import foreign_text, foreign_yaml
 from composer.source.values import Located
 
@@ -32,9 +32,11 @@ class Document:
     def is_archive(self) -> bool:
         """Whether it begins as a zip does, as the models of Stable-Baselines3 do."""
         try:
+            if not is_regular(self.path):  # a pipe would block
+                return False
             with open(self.path, "rb") as file:
-                return os.path.isfile(self.path) and file.read(len(_ZIP)) == _ZIP
-        except (OSError, ValueError):
+                return file.read(len(_ZIP)) == _ZIP
+        except OSError:
             return False
 
     @cached_property

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from composer.errors import Path, format_path
+from composer.errors import Path, Position, Problem, SpecError, format_path
 from composer.importing.taken import BASE, CLASS, Taken
 from composer.source.dump import dump_flow
+from composer.source.files import MAX_BYTES
 from composer.source.values import Located
 from perception_blocks.words import printable
 
@@ -60,7 +61,7 @@ class Imported:
         return lines
 
     def to_yaml(self, environment: str | None = None, *, verbose: bool = False) -> str:
-        """The spec as YAML, below comments with the `differences`."""
+        """The spec as YAML, below comments with the `differences`. Raises SpecError if it is too large for a file."""
         more = {} if environment is None else {"environment": environment}
         spec = {**self.spec, **more}
         spec = {key: spec[key] for key in (*ORDER, *spec) if key in spec}
@@ -71,7 +72,11 @@ class Imported:
             else ""
         )
         lines = [*([source] if source else []), *self.differences(verbose)]
-        return "".join(f"# {printable(line)}\n" for line in lines) + written
+        text = "".join(f"# {printable(line)}\n" for line in lines) + written
+        if len(text.encode()) > MAX_BYTES:
+            message = f"the spec would be larger than {MAX_BYTES:,} bytes, too large for a spec"
+            raise SpecError([Problem(message, (), Position(self.file, 1, 1))])
+        return text
 
 
 def _written(data: Mapping[str, Any], margin: str = "", above: str = "") -> Iterator[str]:

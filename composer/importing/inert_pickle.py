@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import pickletools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 __all__ = ["Array", "Made", "array_of", "read_inert"]
 
 MOST_STEPS = 300_000  # of the program that a pickle is
+MOST_NUMBERS = 2_000_000  # of an array
+_MOST_AXES, _MOST_SIZE = 32, 2**31  # of an array: their product is a small number
 _PUSHED = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
 _PUSHED += ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8")
 _PUSHED += ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8")
@@ -28,6 +30,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MARK: Final = object()
 _RECONSTRUCTED = ("numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct")
 _FROM_BUFFER = ("numpy._core.numeric._frombuffer", "numpy.core.numeric._frombuffer")
+_SCALAR = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
 _CODES = {"f8": "d", "f4": "f", "i8": "q", "i4": "i"}  # of numpy -> of struct
 
 
@@ -55,15 +58,23 @@ def read_inert(data: bytes) -> Any:
     """
     machine = _Machine()
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        for count, (name, argument) in enumerate(_steps(data)):
             if count > MOST_STEPS:
                 raise ValueError(f"it has more than {MOST_STEPS:,} steps")
-            if opcode.name == "STOP":
+            if name == "STOP":
                 return machine.pop()
-            machine.run(opcode.name, argument)
-    except (IndexError, KeyError, struct.error, OverflowError) as error:
+            machine.run(name, argument)
+    except (IndexError, KeyError) as error:  # of its stack, and of what it has memorised
         raise ValueError("it is damaged") from error
     raise ValueError("it is damaged")
+
+
+def _steps(data: bytes) -> Iterator[tuple[str, Any]]:
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            yield opcode.name, argument
+    except (ValueError, struct.error, OverflowError) as error:
+        raise ValueError("it is damaged") from error
 
 
 class _Machine:
@@ -143,6 +154,8 @@ class _Machine:
 
     def _stack_global(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
+        if not (isinstance(name, str) and isinstance(module, str)):
+            raise ValueError("it is damaged")
         self._stack.append(Made(f"{module}.{name}"))
 
     def _reduce(self, _: Any) -> None:
@@ -173,15 +186,18 @@ def _as_list(value: Any) -> list[Any]:
 
 def _put(target: Any, values: list[Any]) -> None:
     """Put ``values``, keys and values by turns, into a dict; an object such as an OrderedDict is left empty."""
+    if len(values) % 2 or not isinstance(target, dict | Made):
+        raise ValueError("it is damaged")
     if isinstance(target, dict):
         pairs = zip(values[::2], values[1::2], strict=True)
         target.update({key: value for key, value in pairs if isinstance(key, str | int)})
-    elif not isinstance(target, Made):
-        raise ValueError("it is damaged")
 
 
 def array_of(value: Any) -> Array | None:
-    """The array of numpy that unpickling ``value`` would make; None for anything else, and for other numbers."""
+    """The array or number of numpy that unpickling ``value`` would make; None for anything else, and for other numbers.
+
+    Raises ValueError for one of more than `MOST_NUMBERS`.
+    """
     if not isinstance(value, Made):
         return None
     if value.name in _RECONSTRUCTED and isinstance(value.state, tuple) and len(value.state) == 5:
@@ -190,19 +206,28 @@ def array_of(value: Any) -> Array | None:
     if value.name in _FROM_BUFFER and len(value.arguments) == 4:
         data, dtype, shape, order = value.arguments
         return _array(shape, dtype, data) if order == "C" else None
+    if value.name in _SCALAR and len(value.arguments) == 2:
+        return _array((), *value.arguments)
     return None
 
 
 def _array(shape: Any, dtype: Any, data: Any) -> Array | None:
     code = _code(dtype)
-    is_shape = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
-    if code is None or not is_shape or not isinstance(data, bytes):
+    if code is None or not _is_shape(shape) or not isinstance(data, bytes):
         return None
     count = math.prod(shape)
     if count > len(data) or struct.calcsize(f"={count}{code}") != len(data):
         return None
+    if count > MOST_NUMBERS:
+        raise ValueError(f"it has an array of more than {MOST_NUMBERS:,} numbers")
     order = ">" if _order(dtype) == ">" else "<"
     return Array(struct.unpack(f"{order}{count}{code}", data), shape)
+
+
+def _is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
+    if not isinstance(value, tuple) or len(value) > _MOST_AXES:
+        return False
+    return all(type(size) is int and 0 <= size < _MOST_SIZE for size in value)
 
 
 def _code(dtype: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from typing import Any
 
 from composer.errors import Position, Problem, SpecError
 from composer.importing.imported import Imported
-from composer.importing.inert_pickle import Array, Made, array_of, read_inert
+from composer.importing.inert_pickle import MOST_NUMBERS, Array, Made, array_of, read_inert
 from composer.importing.nodes import OBSERVATION
-from composer.source.files import display_name
+from composer.source.files import display_name, is_regular
 from composer.source.foreign import foreign_bytes
+from perception_blocks.words import cut, is_writable
 
 __all__ = [
     "RunningStatistics",
@@ -23,6 +25,8 @@ __all__ = [
 ]
 
 MOST_BYTES = 64 * 1024**2
+MOST_KEYS = 1_000  # of a Dict of observations
+_MOST, _MOST_COUNTED = 1e30, 2**53  # of a number, and of observations
 _CLASS = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
 _START = b"stable_baselines3.common.vec_env.vec_normalize"  # stands near the beginning
 _STATISTICS = "RunningMeanStd"
@@ -50,9 +54,11 @@ class VecNormalize:
 def is_vec_normalize(path: str | os.PathLike[str]) -> bool:
     """Whether the file begins as one that VecNormalize saved."""
     try:
+        if not is_regular(path):
+            return False
         with open(path, "rb") as file:
-            return os.path.isfile(path) and _START in file.read(len(_START) + 100)
-    except (OSError, ValueError):
+            return _START in file.read(len(_START) + 100)
+    except OSError:
         return False
 
 
@@ -70,45 +76,64 @@ def read_vec_normalize(path: str | os.PathLike[str]) -> VecNormalize:
     state = value.state if isinstance(value, Made) and value.name == _CLASS else None
     if not isinstance(state, dict):
         raise _refusal(name, "it is no file that VecNormalize of Stable-Baselines3 saved")
-    return VecNormalize(
-        _observations(name, state),
-        _number(state, "epsilon", 1e-8),
-        _number(state, "clip_obs", _CLIP),
-    )
+    try:
+        return _vec_normalize(state)
+    except ValueError as error:
+        raise _refusal(name, str(error)) from error
 
 
-def _observations(name: str, state: Mapping[Any, Any]) -> dict[str, RunningStatistics]:
+def _vec_normalize(state: Mapping[Any, Any]) -> VecNormalize:
+    """What its ``state`` says. Raises ValueError."""
     if state.get("norm_obs") is not True:
-        raise _refusal(
-            name, "it has no statistics of observations: norm_obs is false there; leave it out"
+        raise ValueError(
+            "it has no statistics of observations: norm_obs is false there; leave it out"
         )
     given = state.get("obs_rms")
     by_name = given if isinstance(given, dict) else {OBSERVATION: given}
-    statistics = {str(key): _statistics(value) for key, value in by_name.items()}
-    wrong = [key for key, value in statistics.items() if value is None]
-    if wrong or not statistics:
-        raise _refusal(
-            name,
-            f"the statistics of {wrong[0]!r} are no arrays of numbers"
-            if wrong
-            else "it has no statistics of observations",
+    if not by_name:
+        raise ValueError("it has no statistics of observations")
+    if len(by_name) > MOST_KEYS:
+        raise ValueError(f"it has statistics of more than {MOST_KEYS:,} observations")
+    observations, numbers = {}, 0
+    for key, value in by_name.items():
+        if not (isinstance(key, str) and is_writable(key)):
+            raise ValueError("an observation in it has a name that is no text")
+        observations[key] = _statistics(cut(key, 60), value)
+        numbers += len(observations[key].mean.numbers)
+        if numbers > MOST_NUMBERS:
+            raise ValueError(f"it has statistics of more than {MOST_NUMBERS:,} numbers")
+    epsilon, clip = _number(state, "epsilon", 1e-8), _number(state, "clip_obs", _CLIP)
+    if not (epsilon >= 0 and clip > 0):
+        raise ValueError(
+            f"its 'epsilon' is {epsilon:g} and its 'clip_obs' {clip:g}; no observations are normalised so"
         )
-    return {key: value for key, value in statistics.items() if value is not None}
+    return VecNormalize(observations, epsilon, clip)
 
 
-def _statistics(value: Any) -> RunningStatistics | None:
+def _statistics(name: str, value: Any) -> RunningStatistics:
     state = value.state if isinstance(value, Made) and value.name.endswith(_STATISTICS) else None
     if not isinstance(state, dict):
-        return None
+        raise ValueError(f"the statistics of {name!r} are no arrays of numbers")
     mean, variance = array_of(state.get("mean")), array_of(state.get("var"))
     if mean is None or variance is None or mean.shape != variance.shape:
-        return None
-    return RunningStatistics(mean, variance, _number(state, "count", 0.0))
+        raise ValueError(f"the statistics of {name!r} are no arrays of numbers")
+    count = _number(state, "count", 0.0)
+    is_counted = 0 <= count < _MOST_COUNTED
+    is_finite = all(map(math.isfinite, mean.numbers + variance.numbers))
+    if not (is_counted and is_finite and min(variance.numbers, default=0.0) >= 0):
+        raise ValueError(f"the statistics of {name!r} are numbers that no observations have")
+    return RunningStatistics(mean, variance, count)
 
 
 def _number(state: Mapping[Any, Any], key: str, default: float) -> float:
+    """A finite number. Raises ValueError."""
     value = state.get(key, default)
-    return float(value) if type(value) in (int, float) else default
+    array = array_of(value)  # of numpy
+    if array is not None and array.shape == ():
+        (value,) = array.numbers
+    if type(value) not in (int, float) or not abs(value) <= _MOST:
+        raise ValueError(f"{key!r} in it is no number")
+    return float(value)
 
 
 def _refusal(name: str, reason: str) -> SpecError:
