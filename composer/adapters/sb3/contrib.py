@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,26 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):  # type: igno
     algorithm = "MaskablePPO"
 
 
+class _Handed(NamedTuple):
+    """The state that the host got last: while it collects, it hands back the very same, which need not be read."""
+
+    packed: Packed
+    versions: list[int]  # which count changes in place
+    state: State
+    read: Tensor
+
+
+def _handed(packed: Packed, state: State, read: Tensor) -> _Handed | None:
+    """None for tensors that would keep a graph alive, and for those whose changes PyTorch does not count."""
+    if any(each.requires_grad or each.is_inference() for each in packed):
+        return None
+    return _Handed(packed, _versions(packed), state, read)
+
+
+def _versions(packed: Packed) -> list[int]:
+    return [each._version for each in packed]
+
+
 class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     """A composed model with memory as the policy of RecurrentPPO.
 
@@ -45,7 +65,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     """
 
     algorithm = "RecurrentPPO"
-    _packed: tuple[Any, Any] = (None, None)
+    _handed: _Handed | None = None
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -122,13 +142,14 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         if missing := 2 * width - row.shape[-1]:
             row = torch.nn.functional.pad(row, (0, missing))
         packed = tuple(half.unsqueeze(0) for half in row.split(width, -1))
-        self._packed = packed, (state, read)
+        self._handed = _handed(packed, state, read)
         return packed
 
     def _unpack(self, packed: Packed) -> tuple[State, Tensor]:
-        """The state and the steps that were read, (B, 1); while it collects, the host hands back what it got last."""
-        if packed is self._packed[0]:
-            return self._packed[1]
+        """The state and the steps that were read, (B, 1)."""
+        handed = self._handed
+        if handed is not None and packed is handed.packed and _versions(packed) == handed.versions:
+            return handed.state, handed.read
         row, width = torch.cat([half.squeeze(0) for half in packed], -1), self.model.state_width
         return self.model.unpack_state(row[:, :width]), row[:, width : width + 1]
 

@@ -130,6 +130,24 @@ def test_any_memory_in_policy_or_critic_is_that_of_a_plain_loop(memory, spec):
     assert_as_a_plain_loop(made, 2 * 2 * 16)
 
 
+def test_a_state_that_is_changed_in_place_is_read_again():
+    spec = CRITIC_ONLY.replace("MEMORY", MEMORIES["gru"])
+    policy = agent(RecurrentPPO, spec, Walk(spaces.Box(-1, 1, (3,)), spaces.Discrete(3))).policy
+    seen, starts = torch.ones(1, 3), torch.zeros(1)
+    zeros = torch.zeros(policy.lstm_hidden_state_shape)
+    with torch.no_grad():
+        first = policy.predict_values(seen, (zeros, zeros), starts)
+        _, _, _, states = policy.forward(seen, RNNStates((zeros, zeros), (zeros, zeros)), starts)
+        later = policy.predict_values(seen, states.vf, starts)
+        assert torch.equal(later, policy.predict_values(seen, copy.deepcopy(states.vf), starts))
+        for half in states.vf:
+            half.zero_()
+        assert torch.equal(policy.predict_values(seen, states.vf, starts), first)
+    assert not torch.equal(later, first)
+    policy.forward(seen, RNNStates(states.pi, states.vf), starts)
+    copy.deepcopy(policy)  # no graph is held
+
+
 def test_gradients_are_those_of_unrolled_sequences():
     space = spaces.Box(-1, 1, (3,))
     spec = (POLICY_ONLY + VALUES).replace("MEMORY", MEMORIES["gru"])
