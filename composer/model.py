@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from composer.build.budget import Budget, LimitReached
+from composer.build.checking import checked_spec
 from composer.build.construction import chosen_seed, on_cpu, refuse_too_large
 from composer.build.context import BuildContext
 from composer.build.parts_of_spec import finish_parts, prepare_parts
 from composer.build.policy_and_critic import PolicyAndCritic, build_policy_and_critic
-from composer.build.untouched import checked_spec
 from composer.checkpoint.adapters import (
     merge_adapters,
     require_adapters,

@@ -1,66 +1,23 @@
-"""A spec that is checked: its structure, and blocks and settings of the nodes whose structure is good."""
+"""What is wrong with blocks and settings of nodes whose structure is good, in a spec whose structure is not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 
 from composer.build.budget import Budget, LimitReached
-from composer.build.construction import SeededConstruction, on_cpu
+from composer.build.construction import SeededConstruction
 from composer.build.context import BuildContext, BuildNotes
 from composer.build.policy_and_critic import build_policy_and_critic
 from composer.errors import Path, Problem, Problems
 from composer.limits import Limits
 from composer.source.load import Source
 from composer.spaces.actors import read_actors
-from composer.spaces.lookup import Spaces, find_spaces, is_by_actor
+from composer.spaces.lookup import Spaces, is_by_actor
 from composer.spec.model_spec import ModelSpec, NodeSpec, of_one_actor
-from composer.spec.read import may_hide_faults, read_structure
-from perception_blocks.reading import files_found
 
-__all__ = ["checked_spec", "faults_of_untouched"]
-
-
-def checked_spec(
-    source: Source,
-    given: tuple[Any, Any, Any],
-    makes_environment: bool,
-    allow: tuple[str, ...],
-    limits: Limits,
-) -> ModelSpec:
-    """The typed spec, for the environment or the spaces that are ``given``.
-
-    Raises SpecError with what is wrong with its structure and, then, with settings and blocks of the other nodes.
-    """
-    spec, structure = read_structure(
-        source, allow, makes_environment=makes_environment, limits=limits
-    )
-    if len(structure) and may_hide_faults(spec, structure):
-        assert spec is not None
-        faults = _hidden_faults(spec, structure, given, allow, limits)
-        structure = Problems(source, [*structure, *faults])
-    structure.raise_if_any()
-    assert spec is not None
-    return spec
-
-
-def _hidden_faults(
-    spec: ModelSpec,
-    structure: Iterable[Problem],
-    given: tuple[Any, Any, Any],
-    allow: tuple[str, ...],
-    limits: Limits,
-) -> list[Problem]:
-    """What is wrong with settings and blocks in a spec with a wrong ``structure``, if its spaces can be had."""
-    try:
-        spaces = find_spaces(spec, *given, limits)
-    except Exception:  # which is not said before the structure is right
-        return []
-    source = spec.source
-    with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
-        return faults_of_untouched(spec, list(structure), spaces, allow, limits)
+__all__ = ["faults_of_untouched"]
 
 
 def faults_of_untouched(

@@ -90,8 +90,8 @@ def adopt_weights(
     2 tensors loaded, 0 differences
     """
     adoption = _Adoption(model, tensors)
-    for here, there in dict.fromkeys(pairs):
-        adoption.take(here, there)
+    for here, theirs in dict.fromkeys(pairs):
+        adoption.take(here, theirs)
     adoption.take_tied()
     adoption.refuse_nan()
     report = fill(
@@ -128,8 +128,8 @@ class _Adoption:
         self.origins: dict[str, str] = {}
         self.used: set[str] = set()
 
-    def take(self, here: str, there: str) -> None:
-        """Adopt what is called ``there`` for the tensor, or all tensors of the module, ``here``."""
+    def take(self, here: str, theirs: str) -> None:
+        """Adopt what is called ``theirs`` for the tensor, or all tensors of the module, ``here``."""
         names = self._names_below(here)
         part, of_observation, key = here.partition(_NORMALIZERS)
         if not names and of_observation:  # which a module may not be called
@@ -139,11 +139,11 @@ class _Adoption:
             modules = (name for name, _ in self._model.named_modules())
             near = did_you_mean(here, [*self._state, *modules])
             raise CheckpointError(f"the model has no tensor or module {here!r}{near}")
-        if self._take_statistics(here, there, names):
+        if self._take_statistics(here, theirs, names):
             return
         for name in names:
-            self.origins[name] = self._origin(there, name[len(here) :])
-            parts = [self._part(term, name[len(here) :]) for term in self._terms(there)]
+            self.origins[name] = self._origin(theirs, name[len(here) :])
+            parts = [self._part(term, name[len(here) :]) for term in self._terms(theirs)]
             rows = [part for part in parts if part is not None]
             if len(rows) < len(parts):
                 continue
@@ -152,13 +152,13 @@ class _Adoption:
             except RuntimeError as error:
                 shapes = ", ".join(format_shape(part.shape) for part in rows)
                 raise CheckpointError(
-                    f"{there!r} cannot be one below the other for {name!r}: {shapes}"
+                    f"{theirs!r} cannot be one below the other for {name!r}: {shapes}"
                 ) from error
 
     def _names_below(self, here: str) -> list[str]:
         return [n for n in self._state if n == here or n.startswith(f"{here}.")]
 
-    def _take_statistics(self, here: str, there: str, names: Sequence[str]) -> bool:
+    def _take_statistics(self, here: str, theirs: str, names: Sequence[str]) -> bool:
         """Adopt a running mean and variance for a NormalizeBlock; False for any other module."""
         try:
             block = self._model.get_submodule(here)
@@ -166,12 +166,12 @@ class _Adoption:
             return False
         if not isinstance(block, NormalizeBlock):
             return False
-        self.origins |= dict.fromkeys(names, there)
+        self.origins |= dict.fromkeys(names, theirs)
         for kind in _STATISTICS:
-            needed = [f"{there}.{kind.mean}", f"{there}.{kind.variance}"]
+            needed = [f"{theirs}.{kind.mean}", f"{theirs}.{kind.variance}"]
             if all(name in self._tensors for name in needed):
-                self.used |= {name for name in self._tensors if name.startswith(f"{there}.")}
-                for key, exact in kind.moments(self._tensors, there).items():
+                self.used |= {name for name in self._tensors if name.startswith(f"{theirs}.")}
+                for key, exact in kind.moments(self._tensors, theirs).items():
                     ours = self._state[f"{here}.{key}"]
                     if exact.numel() == ours.numel():
                         exact = exact.reshape(ours.shape)  # rsl_rl's have an axis of size 1
@@ -181,10 +181,10 @@ class _Adoption:
                 break
         return True
 
-    def _terms(self, there: str) -> list[str]:
-        """The terms of ``there``, with each ``.*`` as all that it stands for."""
+    def _terms(self, theirs: str) -> list[str]:
+        """The terms of ``theirs``, with each ``.*`` as all that it stands for."""
         terms: list[str] = []
-        for term in there.split("+"):
+        for term in theirs.split("+"):
             if term.endswith(".*"):
                 start = re.escape(term[:-1])
                 matches = {re.match(rf"{start}\d+(?=\.|$)", name) for name in self._tensors}
@@ -212,9 +212,9 @@ class _Adoption:
             tensor = _CHANGES[change](tensor)
         return tensor if first is None else tensor[int(first or 0) : int(last or len(tensor))]
 
-    def _origin(self, there: str, rest: str) -> str:
+    def _origin(self, theirs: str, rest: str) -> str:
         names = []
-        for term in there.split("+"):
+        for term in theirs.split("+"):
             match = _TERM.fullmatch(term)
             names.append(_named(match[2], match[3], rest) if match else term)
         return "+".join(names)

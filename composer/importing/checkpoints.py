@@ -14,16 +14,19 @@ from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import read_safetensors
 from composer.checkpoint.first_weights import PICKLE, is_plain, read_mapping, start_of
 from composer.checkpoint.torch_file import ZIP
-from composer.importing.nodes import OBSERVATION
 from composer.importing.sb3_agent import tensors_of_agent
 from composer.importing.sb3_archive import POLICY, Sb3Archive
-from composer.importing.sb3_statistics import VecNormalize, is_vec_normalize, read_vec_normalize
+from composer.importing.sb3_statistics import (
+    EPSILON,
+    VecNormalize,
+    is_vec_normalize,
+    read_vec_normalize,
+)
 
 __all__ = ["ForeignWeights", "read_checkpoint"]
 
 MOST_LEVELS = 8  # of mappings in mappings
 MOST_VALUES = 100_000  # in all of them together
-EPSILON = 1e-8  # that Stable-Baselines3 adds to a variance, unless it is told otherwise
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module
 _OPTIMIZER = {"state", "param_groups"}  # the keys of its state
 
@@ -61,16 +64,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> ForeignWeights:
 def _of_statistics(saved: VecNormalize) -> dict[str, Tensor]:
     """The tensors ``obs_rms.mean``, ``.var`` and ``.count``; of a Dict, ``obs_rms.KEY.mean`` and so on."""
     tensors: dict[str, Tensor] = {}
-    is_one = [*saved.observations] == [OBSERVATION]
     for name, each in saved.observations.items():
-        there = "obs_rms" if is_one else f"obs_rms.{name}"
+        theirs = saved.name_of(name)
         mean, variance = (
             torch.tensor(array.numbers, dtype=torch.float64).reshape(array.shape)
             for array in (each.mean, each.variance)
         )
-        tensors[f"{there}.mean"] = mean
-        tensors[f"{there}.var"] = variance + (saved.epsilon - EPSILON)  # which adopting them adds
-        tensors[f"{there}.count"] = torch.tensor(each.count, dtype=torch.float64)
+        tensors[f"{theirs}.mean"] = mean
+        tensors[f"{theirs}.var"] = variance + (saved.epsilon - EPSILON)  # which adopting them adds
+        tensors[f"{theirs}.count"] = torch.tensor(each.count, dtype=torch.float64)
     return tensors
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard
 
-__all__ = ["Array", "Made", "array_of", "read_inert"]
+__all__ = ["Array", "InertObject", "array_of", "read_inert"]
 
 MOST_STEPS = 300_000  # of the program that a pickle is
 MOST_NUMBERS = 2_000_000  # of an array
@@ -35,7 +35,7 @@ _CODES = {"f8": "d", "f4": "f", "i8": "q", "i4": "i"}  # of numpy -> of struct
 
 
 @dataclass
-class Made:
+class InertObject:
     """What unpickling would make by calling ``name`` with ``arguments``, and its ``state``; nothing was called."""
 
     name: str
@@ -52,7 +52,7 @@ class Array:
 
 
 def read_inert(data: bytes) -> Any:
-    """What the pickle ``data`` holds: numbers, texts, bytes, lists, tuples, dicts, and objects as `Made`.
+    """What the pickle ``data`` holds: numbers, texts, bytes, lists, tuples, dicts, and objects as `InertObject`.
 
     Raises ValueError for what is damaged, too long, or says more than that.
     """
@@ -150,19 +150,19 @@ class _Machine:
         _put(self._stack[-1], values)
 
     def _global(self, argument: str) -> None:
-        self._stack.append(Made(argument.replace(" ", ".")))
+        self._stack.append(InertObject(argument.replace(" ", ".")))
 
     def _stack_global(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise ValueError("it is damaged")
-        self._stack.append(Made(f"{module}.{name}"))
+        self._stack.append(InertObject(f"{module}.{name}"))
 
     def _reduce(self, _: Any) -> None:
         arguments, called = self.pop(), self.pop()
-        if not (isinstance(called, Made) and isinstance(arguments, tuple)):
+        if not (isinstance(called, InertObject) and isinstance(arguments, tuple)):
             raise ValueError("it is damaged")
-        self._stack.append(Made(called.name, arguments))
+        self._stack.append(InertObject(called.name, arguments))
 
     _newobj = _reduce
 
@@ -173,7 +173,7 @@ class _Machine:
     def _build(self, _: Any) -> None:
         state = self.pop()
         target = self._stack[-1]
-        if not isinstance(target, Made):
+        if not isinstance(target, InertObject):
             raise ValueError("it is damaged")
         target.state = state
 
@@ -186,7 +186,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def _put(target: Any, values: list[Any]) -> None:
     """Put ``values``, keys and values by turns, into a dict; an object such as an OrderedDict is left empty."""
-    if len(values) % 2 or not isinstance(target, dict | Made):
+    if len(values) % 2 or not isinstance(target, dict | InertObject):
         raise ValueError("it is damaged")
     if isinstance(target, dict):
         pairs = zip(values[::2], values[1::2], strict=True)
@@ -198,7 +198,7 @@ def array_of(value: Any) -> Array | None:
 
     Raises ValueError for one of more than `MOST_NUMBERS`.
     """
-    if not isinstance(value, Made):
+    if not isinstance(value, InertObject):
         return None
     if value.name in _RECONSTRUCTED and isinstance(value.state, tuple) and len(value.state) == 5:
         _, shape, dtype, is_fortran, data = value.state
@@ -231,11 +231,11 @@ def _is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
 
 
 def _code(dtype: Any) -> str | None:
-    is_dtype = isinstance(dtype, Made) and dtype.name == "numpy.dtype" and dtype.arguments
+    is_dtype = isinstance(dtype, InertObject) and dtype.name == "numpy.dtype" and dtype.arguments
     name = dtype.arguments[0] if is_dtype else None
     return _CODES.get(name) if isinstance(name, str) else None
 
 
-def _order(dtype: Made) -> Any:
+def _order(dtype: InertObject) -> Any:
     """The order of bytes, which is the second value of the state of a dtype."""
     return dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "<"

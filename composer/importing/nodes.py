@@ -58,9 +58,9 @@ class Nodes:
         taken = self._taken | self.graph.keys() | {_VALUE}
         return next(each for each in names if each not in taken)
 
-    def weigh(self, inside: str, there: str) -> None:
-        """Pair the weights of ``latent.linears.0`` with those called ``there``."""
-        self.imported.weights.append((f"{self.part}.{inside}", there))
+    def weigh(self, inside: str, theirs: str) -> None:
+        """Pair the weights of ``latent.linears.0`` with those called ``theirs``."""
+        self.imported.weights.append((f"{self.part}.{inside}", theirs))
 
     def dense(
         self,
@@ -72,20 +72,20 @@ class Nodes:
     ) -> str:
         """Append linear layers, each followed by the activation; ``theirs`` are their names there."""
         name = self.add(name, "dense", hidden_units=list(units), activation=activation, **settings)
-        for index, there in enumerate(theirs):
-            self.weigh(f"{name}.linears.{index}", there)
+        for index, layer in enumerate(theirs):
+            self.weigh(f"{name}.linears.{index}", layer)
         return name
 
     def concat(self, name: str, reads: list[str]) -> str:
         return self.add(name, "concat", reads)
 
-    def critic(self, reads: str, there: str, init: Any = None) -> dict[str, Any]:
-        """A critic with this graph and a value that is linear in ``reads``; ``there`` are its weights there."""
+    def critic(self, reads: str, theirs: str, init: Any = None) -> dict[str, Any]:
+        """A critic with this graph and a value that is linear in ``reads``; ``theirs`` are its weights there."""
         rule = {} if init is None else {"init": init}
         if _VALUE in self._taken:  # of an observation
-            self.weigh(f"{_HEADS}.{_VALUE}.linear", there)
+            self.weigh(f"{_HEADS}.{_VALUE}.linear", theirs)
             return {"graph": self.graph, "heads": {"in": reads, **rule}}
-        self.weigh(f"{_VALUE}.linear", there)
+        self.weigh(f"{_VALUE}.linear", theirs)
         value = {"block": "linear_output", "in": reads, "output_units": 1, **rule}
         return {"graph": {**self.graph, _VALUE: value}}
 

@@ -163,8 +163,8 @@ class _Reader:
             is_one = self.space == "discrete"
             family = "categorical" if is_one else "multi_categorical"
             self.out.spec["distributions"] = [{"action": ACTION, "distribution": family}]
-            there = "logits" if is_one else "logits.*"
-            self.out.weights.append((linear, f"{_MODEL}{there}"))
+            theirs = "logits" if is_one else "logits.*"
+            self.out.weights.append((linear, f"{_MODEL}{theirs}"))
             return head
         box = owner.below("continuous")
         for key, what in (("mu_activation", "the mean"), ("sigma_activation", "log_std")):
@@ -246,7 +246,7 @@ class _Reader:
             self._memory(nodes, rnn, features, f"{_MODEL}{recurrent}", concat_input)
         return nodes
 
-    def _convolutions(self, nodes: Nodes, there: str) -> None:
+    def _convolutions(self, nodes: Nodes, theirs: str) -> None:
         cnn = self.net.below("cnn")
         kind = cnn.text("type")
         if kind not in _CONVOLUTIONS:
@@ -275,20 +275,20 @@ class _Reader:
         init = self._initializer(cnn)
         conv = nodes.add("conv", "strided_conv", **settings, activation=activation, init=init)
         for index in range(len(layers)):
-            nodes.weigh(f"{conv}.convs.{index}", f"{there}.{2 * index}")
+            nodes.weigh(f"{conv}.convs.{index}", f"{theirs}.{2 * index}")
         nodes.add("features", "flatten")
 
-    def _mlp(self, nodes: Nodes, there: str) -> None:
+    def _mlp(self, nodes: Nodes, theirs: str) -> None:
         if not self.units:
             self.mlp.ask("d2rl", "norm_only_first_layer")
             return
         self.mlp.ask("norm_only_first_layer")  # which rl_games reads and never uses
         if self.mlp.flag("d2rl", False):
-            return self._d2rl(nodes, there)
-        names = [f"{there}.{2 * index}" for index in range(len(self.units))]
+            return self._d2rl(nodes, theirs)
+        names = [f"{theirs}.{2 * index}" for index in range(len(self.units))]
         nodes.dense("latent", self.units, self.activation, names, init=self.init)
 
-    def _d2rl(self, nodes: Nodes, there: str) -> None:
+    def _d2rl(self, nodes: Nodes, theirs: str) -> None:
         """Each layer but the first also reads the input (Sinha et al., 2020, arXiv:2010.09163)."""
         if self.normalization not in ("None", "layer_norm"):
             reason = f"{self.normalization!r} after the first activation has no block"
@@ -299,17 +299,17 @@ class _Reader:
             if index:
                 nodes.concat(f"with_input_{index}", [nodes.last, start])
             norm = "layer" if is_normed and index else None
-            names = [f"{there}.linears.{index}"]
+            names = [f"{theirs}.linears.{index}"]
             settings = {"norm": norm, "init": self.init}
             name = nodes.dense(f"layer_{index}", [width], self.activation, names, **settings)
             if norm:
-                nodes.weigh(f"{name}.norms.0", f"{there}.norm_layers.{index}")
+                nodes.weigh(f"{name}.norms.0", f"{theirs}.norm_layers.{index}")
             elif is_normed:
                 name = nodes.add("norm_0", "torch.nn.LayerNorm", normalized_shape=width)
-                nodes.weigh(name, f"{there}.norm_layers.0")
+                nodes.weigh(name, f"{theirs}.norm_layers.0")
 
     def _memory(
-        self, nodes: Nodes, rnn: Taken, features: str, there: str, concat_input: bool
+        self, nodes: Nodes, rnn: Taken, features: str, theirs: str, concat_input: bool
     ) -> None:
         name = rnn.text("name")
         if name not in ("lstm", "gru"):
@@ -320,10 +320,10 @@ class _Reader:
         more: dict[str, Any] = {"num_layers": layers} if layers > 1 else {}
         memory = nodes.add("memory", name, hidden_units=units, **more)
         for index in range(layers):
-            nodes.weigh(f"{memory}.layers.{index}", f"{there}rnn.rnn#{index}")
+            nodes.weigh(f"{memory}.layers.{index}", f"{theirs}rnn.rnn#{index}")
         if rnn.flag("layer_norm", False):
             norm = nodes.add("memory_norm", "torch.nn.LayerNorm", normalized_shape=units)
-            nodes.weigh(norm, f"{there}layer_norm")
+            nodes.weigh(norm, f"{theirs}layer_norm")
         if rnn.flag("concat_output", False):
             nodes.concat("memory_output", [nodes.last, features])
 

@@ -322,9 +322,12 @@ class _Reader:
             return gaussian("state", **settings)
         name = ("log_std" if kind == "log" else "std") + ("_param" if inside else "")
         state = "model_state_dict." if self.is_old else "actor_state_dict."
-        there = f"{state}{inside}{name}"
+        theirs = f"{state}{inside}{name}"
         self.out.weights.append(
-            (f"policy.distributions.{ACTION}.log_std", there if kind == "log" else f"log({there})")
+            (
+                f"policy.distributions.{ACTION}.log_std",
+                theirs if kind == "log" else f"log({theirs})",
+            )
         )
         if kind == "scalar":
             self.out.note(
@@ -380,12 +383,12 @@ class _Reader:
             (name, *others) = self.sets[part]
             if not flags[part] or others or name in paired:
                 continue
-            there = model.normalizer
+            theirs = model.normalizer
             if everywhere and self.is_old:  # version 2 has them beside the networks
-                there = (
+                theirs = (
                     "obs_norm_state_dict" if part == "policy" else "privileged_obs_norm_state_dict"
                 )
-            self.out.weights.append((f"policy.normalizers.{name}", there))  # the critic's, too
+            self.out.weights.append((f"policy.normalizers.{name}", theirs))  # the critic's, too
             paired[name] = None
 
 

@@ -304,16 +304,16 @@ def _of_each(pairs: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
     every = []
     for index in range(count):
         member = f"ensemble.{index}." if count > 1 else ""
-        for ours, there in pairs:
-            there = re.sub(r"^critic\.qf\b", f"critic.qf{index}", there)
-            every.append((f"critic.{member}{ours.removeprefix('critic.')}", there))
+        for ours, theirs in pairs:
+            theirs = re.sub(r"^critic\.qf\b", f"critic.qf{index}", theirs)
+            every.append((f"critic.{member}{ours.removeprefix('critic.')}", theirs))
     return every
 
 
 def _with_targets(pairs: list[tuple[str, str]], critic: str, target: str) -> list[tuple[str, str]]:
     """``pairs`` of a critic, which is called ``critic`` there, and of its target networks."""
     targets = [
-        (f"critic.target.{ours.removeprefix('critic.')}", f"{target}{there.removeprefix(critic)}")
-        for ours, there in pairs
+        (f"critic.target.{ours.removeprefix('critic.')}", f"{target}{theirs.removeprefix(critic)}")
+        for ours, theirs in pairs
     ]
     return [*pairs, *targets]

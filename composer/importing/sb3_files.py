@@ -15,6 +15,7 @@ from composer.importing.sb3 import fill_in
 from composer.importing.sb3_archive import Sb3Archive
 from composer.importing.sb3_policies import ALGORITHMS, EXTRACTORS, Agent
 from composer.importing.sb3_spaces import action_of, action_size_of, observations_of
+from composer.importing.sb3_statistics import UNNAMED
 from composer.importing.taken import Taken
 from composer.source.values import Located
 from perception_blocks.words import did_you_mean, few_of, hint
@@ -226,7 +227,7 @@ def _normalization(entry: Taken, out: Imported, policy: str) -> None:
             "normalize: the rewards are not normalised here; observations are, by the model itself"
         )
     else:
-        out.note("normalize: name the observations under 'normalize:'")
+        out.note(UNNAMED)
 
 
 # --- both ---

@@ -31,17 +31,17 @@ class Sb3Layers:
             self.out, part, observations=[seen.key for seen in self.settings.agent.seen or ()]
         )
 
-    def features(self, nodes: Nodes, there: str) -> bool:
-        """Append what the features extractor called ``there`` does; whether it has weights."""
+    def features(self, nodes: Nodes, theirs: str) -> bool:
+        """Append what the features extractor called ``theirs`` does; whether it has weights."""
         units = self.settings.units_of_images()
         if self.settings.extractor == "NatureCNN":
-            self._cnn(nodes, "image", FEATURES, OBSERVATION, there, units)
+            self._cnn(nodes, "image", FEATURES, OBSERVATION, theirs, units)
             return True
         if self.settings.agent.seen is None:
             return False
-        return self._known(nodes, there, units)
+        return self._known(nodes, theirs, units)
 
-    def _known(self, nodes: Nodes, there: str, units: int) -> bool:
+    def _known(self, nodes: Nodes, theirs: str, units: int) -> bool:
         """Append a node for each observation that is not a vector yet, and join them; whether one has weights."""
         vectors, has_weights = [], False
         for seen in self.settings.agent.seen or ():
@@ -49,7 +49,7 @@ class Sb3Layers:
             if seen.form == "categories":
                 nodes.add(f"{name}_codes", "one_hot")
             elif seen.form == "image" and self.settings.extractor == "CombinedExtractor":
-                inner = f"{there}.extractors.{seen.there}"
+                inner = f"{theirs}.extractors.{seen.theirs}"
                 self._cnn(nodes, f"{name}_image", f"{name}_features", seen.key, inner, units)
                 has_weights = True
             elif seen.form == "image":
@@ -62,25 +62,27 @@ class Sb3Layers:
             nodes.add(FEATURES, "concat", vectors)
         return has_weights
 
-    def _cnn(self, nodes: Nodes, image: str, name: str, reads: str, there: str, units: int) -> None:
+    def _cnn(
+        self, nodes: Nodes, image: str, name: str, reads: str, theirs: str, units: int
+    ) -> None:
         self._scaled(nodes, image, reads)
         name = nodes.add(name, "nature_cnn_dense", hidden_units=units)
         for index in range(3):
-            nodes.weigh(f"{name}.conv.convs.{index}", f"{there}.cnn.{2 * index}")
-        nodes.weigh(f"{name}.flatten_dense.dense.linears.0", f"{there}.linear.0")
+            nodes.weigh(f"{name}.conv.convs.{index}", f"{theirs}.cnn.{2 * index}")
+        nodes.weigh(f"{name}.flatten_dense.dense.linears.0", f"{theirs}.linear.0")
 
     def _scaled(self, nodes: Nodes, name: str, reads: str) -> None:
         bounds: dict[str, Any] = {} if self.settings.scales else {"low": 0, "high": 1}  # as it is
         nodes.add(name, "scale_image", reads, **bounds)
 
-    def latent(self, nodes: Nodes, units: list[int], there: str, name: str = "latent") -> str:
-        """Append the linear layers called ``there``; where the next one would be."""
+    def latent(self, nodes: Nodes, units: list[int], theirs: str, name: str = "latent") -> str:
+        """Append the linear layers called ``theirs``; where the next one would be."""
         if units:
-            names = [f"{there}.{2 * index}" for index in range(len(units))]
+            names = [f"{theirs}.{2 * index}" for index in range(len(units))]
             nodes.dense(name, units, self.settings.activation, names)
-        return f"{there}.{2 * len(units)}"
+        return f"{theirs}.{2 * len(units)}"
 
-    def normed(self, nodes: Nodes, units: list[int], there: str, width: int | None) -> str:
+    def normed(self, nodes: Nodes, units: list[int], theirs: str, width: int | None) -> str:
         """As `latent`, with a norm before each linear layer, also the next one. The first reads ``width`` numbers."""
         kwargs = self.settings.kwargs
         rule: dict[str, Any] = {
@@ -92,19 +94,19 @@ class Sb3Layers:
             kwargs.refuse(None, reason)
         for index, size in enumerate([*units, None]):
             norm = nodes.add(f"norm_{index}", "torch.nn.BatchNorm1d", num_features=width, **rule)
-            for ours, theirs in _OF_NORMS.items():
-                nodes.weigh(f"{norm}.{ours}", f"{there}.{3 * index}.{theirs}")
+            for ours, inner in _OF_NORMS.items():
+                nodes.weigh(f"{norm}.{ours}", f"{theirs}.{3 * index}.{inner}")
             if size is not None:
                 name = f"latent_{index}"
-                nodes.dense(name, [size], self.settings.activation, [f"{there}.{3 * index + 1}"])
+                nodes.dense(name, [size], self.settings.activation, [f"{theirs}.{3 * index + 1}"])
                 width = size
-        return f"{there}.{3 * len(units) + 1}"
+        return f"{theirs}.{3 * len(units) + 1}"
 
-    def memory(self, nodes: Nodes, there: str) -> None:
+    def memory(self, nodes: Nodes, theirs: str) -> None:
         layers = self.settings.kwargs.layers("n_lstm_layers", 1)
         units = self.settings.kwargs.whole("lstm_hidden_size", 256)
         init = {"init": "default"} if self.settings.is_orthogonal else {}
         more: dict[str, Any] = {"num_layers": layers} if layers > 1 else {}
         memory = nodes.add("memory", "lstm", hidden_units=units, **more, **init)
         for index in range(layers):
-            nodes.weigh(f"{memory}.layers.{index}", f"{there}#{index}")
+            nodes.weigh(f"{memory}.layers.{index}", f"{theirs}#{index}")

@@ -21,13 +21,13 @@ _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf)")
 
 @dataclass(frozen=True)
 class Seen:
-    """An observation: its ``key`` here, the key ``there`` (empty for one that is no Dict), its form.
+    """An observation: its ``key`` here, the key ``theirs`` (empty for one that is no Dict), its form.
 
     ``size`` is how many numbers it has as a vector, categories one-hot; None where the text does not say it.
     """
 
     key: str
-    there: str
+    theirs: str
     form: Form
     size: int | None = None
 

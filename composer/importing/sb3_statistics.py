@@ -10,13 +10,15 @@ from typing import Any
 
 from composer.errors import Position, Problem, SpecError
 from composer.importing.imported import Imported
-from composer.importing.inert_pickle import MOST_NUMBERS, Array, Made, array_of, read_inert
+from composer.importing.inert_pickle import MOST_NUMBERS, Array, InertObject, array_of, read_inert
 from composer.importing.nodes import OBSERVATION
 from composer.source.files import display_name, is_regular
 from composer.source.foreign import foreign_bytes
 from perception_blocks.words import cut, is_writable
 
 __all__ = [
+    "EPSILON",
+    "UNNAMED",
     "RunningStatistics",
     "VecNormalize",
     "add_statistics",
@@ -24,9 +26,12 @@ __all__ = [
     "read_vec_normalize",
 ]
 
-MOST_BYTES = 64 * 1024**2
+MOST_BYTES = 64 * 1024**2  # of a file
 MOST_KEYS = 1_000  # of a Dict of observations
 _MOST, _MOST_COUNTED = 1e30, 2**53  # of a number, and of observations
+EPSILON = 1e-8  # that VecNormalize adds to a variance, unless it is told otherwise
+# A note, unless the statistics say them.
+UNNAMED = "normalize: name the observations under 'normalize:'"
 _CLASS = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
 _START = b"stable_baselines3.common.vec_env.vec_normalize"  # stands near the beginning
 _STATISTICS = "RunningMeanStd"
@@ -49,6 +54,11 @@ class VecNormalize:
     observations: Mapping[str, RunningStatistics]
     epsilon: float
     clip: float
+
+    def name_of(self, observation: str) -> str:
+        """What `read_checkpoint` calls the statistics of an ``observation``: those of a Dict by its keys."""
+        is_only = [*self.observations] == [OBSERVATION]
+        return "obs_rms" if is_only else f"obs_rms.{observation}"
 
 
 def is_vec_normalize(path: str | os.PathLike[str]) -> bool:
@@ -73,13 +83,32 @@ def read_vec_normalize(path: str | os.PathLike[str]) -> VecNormalize:
         value = read_inert(data)
     except ValueError as error:
         raise _refusal(name, f"it cannot be read: {error}") from error
-    state = value.state if isinstance(value, Made) and value.name == _CLASS else None
+    state = value.state if isinstance(value, InertObject) and value.name == _CLASS else None
     if not isinstance(state, dict):
         raise _refusal(name, "it is no file that VecNormalize of Stable-Baselines3 saved")
     try:
         return _vec_normalize(state)
     except ValueError as error:
         raise _refusal(name, str(error)) from error
+
+
+def add_statistics(imported: Imported, path: str | os.PathLike[str]) -> None:
+    """Let the spec of an agent normalise what VecNormalize normalised, and pair the statistics.
+
+    Raises SpecError for a spec of another library.
+    """
+    saved = read_vec_normalize(path)
+    if imported.kind != "sb3":
+        reason = f"statistics of VecNormalize go with networks of Stable-Baselines3, not of {imported.kind}"
+        raise _refusal(display_name(os.fspath(path)), reason)
+    imported.spec["normalize"] = list(saved.observations)
+    imported.notes[:] = [note for note in imported.notes if note != UNNAMED]
+    if saved.clip != _CLIP:
+        imported.note(
+            f"clip_obs: clipped at {saved.clip:g} standard deviations there, at {_CLIP:g} here"
+        )
+    for name in saved.observations:
+        imported.weights.append((f"policy.normalizers.{name}", saved.name_of(name)))
 
 
 def _vec_normalize(state: Mapping[Any, Any]) -> VecNormalize:
@@ -102,7 +131,7 @@ def _vec_normalize(state: Mapping[Any, Any]) -> VecNormalize:
         numbers += len(observations[key].mean.numbers)
         if numbers > MOST_NUMBERS:
             raise ValueError(f"it has statistics of more than {MOST_NUMBERS:,} numbers")
-    epsilon, clip = _number(state, "epsilon", 1e-8), _number(state, "clip_obs", _CLIP)
+    epsilon, clip = _number(state, "epsilon", EPSILON), _number(state, "clip_obs", _CLIP)
     if not (epsilon >= 0 and clip > 0):
         raise ValueError(
             f"its 'epsilon' is {epsilon:g} and its 'clip_obs' {clip:g}; no observations are normalised so"
@@ -111,7 +140,9 @@ def _vec_normalize(state: Mapping[Any, Any]) -> VecNormalize:
 
 
 def _statistics(name: str, value: Any) -> RunningStatistics:
-    state = value.state if isinstance(value, Made) and value.name.endswith(_STATISTICS) else None
+    state = (
+        value.state if isinstance(value, InertObject) and value.name.endswith(_STATISTICS) else None
+    )
     if not isinstance(state, dict):
         raise ValueError(f"the statistics of {name!r} are no arrays of numbers")
     mean, variance = array_of(state.get("mean")), array_of(state.get("var"))
@@ -138,27 +169,3 @@ def _number(state: Mapping[Any, Any], key: str, default: float) -> float:
 
 def _refusal(name: str, reason: str) -> SpecError:
     return SpecError([Problem(reason, (), Position(name, 1, 1))])
-
-
-def add_statistics(imported: Imported, path: str | os.PathLike[str]) -> None:
-    """Let the spec of an agent normalise what VecNormalize normalised, and pair the statistics.
-
-    Raises SpecError for a spec of another library.
-    """
-    saved = read_vec_normalize(path)
-    if imported.kind != "sb3":
-        reason = f"statistics of VecNormalize go with networks of Stable-Baselines3, not of {imported.kind}"
-        raise _refusal(display_name(os.fspath(path)), reason)
-    names = list(saved.observations)
-    imported.spec["normalize"] = names
-    imported.notes[:] = [
-        note for note in imported.notes if not note.startswith("normalize: name the observations")
-    ]
-    if saved.clip != _CLIP:
-        imported.note(
-            f"clip_obs: clipped at {saved.clip:g} standard deviations there, at {_CLIP:g} here"
-        )
-    is_one = names == [OBSERVATION]
-    for name in names:
-        there = "obs_rms" if is_one else f"obs_rms.{name}"
-        imported.weights.append((f"policy.normalizers.{name}", there))

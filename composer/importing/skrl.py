@@ -71,7 +71,7 @@ class _Reader:
         value.ask("clip_actions")  # of a value it changes nothing
         _require_output(value, "ONE")
         if self.separate:
-            nodes, there = self._network(value, "critic", "value.")
+            nodes, theirs = self._network(value, "critic", "value.")
         else:
             layers = self.models.below("policy").node.value.get("network")
             if value.has("network") and value.plain("network") != (layers and plain(layers)):
@@ -79,13 +79,13 @@ class _Reader:
                     f"{value.name('network')}: a shared model has the layers of the policy alone, as in skrl"
                 )
             self.out.spec["policy"]["shares"] = [policy.last]
-            nodes, there = Nodes(self.out, "critic"), "policy.value_layer"
+            nodes, theirs = Nodes(self.out, "critic"), "policy.value_layer"
             nodes.begin_with(policy.last)
-        self.out.spec["critic"] = nodes.critic(nodes.last, there)
+        self.out.spec["critic"] = nodes.critic(nodes.last, theirs)
 
-    def _network(self, model: Taken, part: str, there: str) -> tuple[Nodes, str]:
+    def _network(self, model: Taken, part: str, theirs: str) -> tuple[Nodes, str]:
         nodes = Nodes(self.out, part, observations=self.names)
-        containers = Containers(nodes, there)
+        containers = Containers(nodes, theirs)
         containers.read(model)
         self.observations |= containers.observations
         return nodes, containers.after

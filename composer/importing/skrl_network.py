@@ -49,10 +49,10 @@ class _Layer:
 
 
 class Containers:
-    """Reads the ``network`` of a model into a graph; ``there`` is where a checkpoint has the model."""
+    """Reads the ``network`` of a model into a graph; ``theirs`` is where a checkpoint has the model."""
 
-    def __init__(self, nodes: Nodes, there: str) -> None:
-        self.nodes, self._there = nodes, there
+    def __init__(self, nodes: Nodes, theirs: str) -> None:
+        self.nodes, self._theirs = nodes, theirs
         self._values: dict[str, str] = {}  # containers by name -> the node that gives their output
         self.observations: dict[str, None] = {}  # what was read of them
         self._has_names = True
@@ -80,12 +80,12 @@ class Containers:
                 runs.append([layer])
         for index, run in enumerate(runs):
             node = name if index == len(runs) - 1 else f"{name}_{index}"
-            self._node(node, run, f"{self._there}{name}_container")
+            self._node(node, run, f"{self._theirs}{name}_container")
         self._values[name] = self.nodes.last
         used = len(layers) + sum(layer.activation != _NONE for layer in layers)
-        self.after = f"{self._there}{name}_container.{used}"
+        self.after = f"{self._theirs}{name}_container.{used}"
 
-    def _node(self, name: str, run: list[_Layer], there: str) -> None:
+    def _node(self, name: str, run: list[_Layer], theirs: str) -> None:
         block, bias = run[0].block, run[0].settings.get("bias", True)
         if block == "flatten":
             self.nodes.add(name, "flatten")
@@ -97,7 +97,7 @@ class Containers:
         name = self.nodes.add(name, block, **settings, activation=run[0].activation, **more)
         inside = "linears" if block == "dense" else "convs"
         for index, layer in enumerate(run):
-            self.nodes.weigh(f"{name}.{inside}.{index}", f"{there}.{layer.index}")
+            self.nodes.weigh(f"{name}.{inside}.{index}", f"{theirs}.{layer.index}")
 
     # --- layers ---------------------------------------------------------------------------------------------------
 

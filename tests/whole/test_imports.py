@@ -44,7 +44,7 @@ composer.wrappers: interface slots composed heads samples hybrid combination hid
 composer.summary: networks flops rows layout table | torch
 composer.diagram: picture folding labels sketch trunks dot mermaid render html drawing | torch pygraphviz graphviz
 composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
-composer.build: budget construction context observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic untouched parts_of_spec composed_network network_checkpoint | torch
+composer.build: budget construction context observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic untouched checking parts_of_spec composed_network network_checkpoint | torch
 composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model action_entry | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
 composer.probing: node measure table drawing result play watched replay run | torch numpy gymnasium

@@ -18,7 +18,7 @@ import composer
 from composer.cli.commands import main
 from composer.errors import SpecError
 from composer.importing import import_config, read_checkpoint
-from composer.importing.inert_pickle import Array, Made, array_of, read_inert
+from composer.importing.inert_pickle import Array, InertObject, array_of, read_inert
 from composer.importing.sb3_statistics import read_vec_normalize
 from tests.composer.importing.test_sb3 import CHOICE, PUSH, VECTOR, Env, close, samples
 
@@ -256,10 +256,10 @@ def test_few_bytes_that_would_be_large_take_no_time():
         with pytest.raises(ValueError, match="damaged"):  # a name that is no text
             read_inert(b"\x80\x04" + data + b"X\x01\x00\x00\x00x\x93.")
     size = 2**100_000
-    dtype = Made("numpy.dtype", ("f8",))
+    dtype = InertObject("numpy.dtype", ("f8",))
     for shape in ((size,) * 100_000, (0, size), (1,) * 1000):
         state = (1, shape, dtype, False, b"")
-        assert array_of(Made("numpy._core.multiarray._reconstruct", (), state)) is None
+        assert array_of(InertObject("numpy._core.multiarray._reconstruct", (), state)) is None
 
 
 def test_a_spec_that_no_file_can_hold_is_not_written(in_folder, capsys):
@@ -338,10 +338,10 @@ def test_other_arrays_are_none():
     assert array_of(1) is None
     assert (
         array_of(
-            Made(
+            InertObject(
                 "numpy._core.multiarray._reconstruct",
                 (),
-                (1, (2**62,), Made("numpy.dtype", ("f8",)), False, b""),
+                (1, (2**62,), InertObject("numpy.dtype", ("f8",)), False, b""),
             )
         )
         is None
@@ -349,8 +349,8 @@ def test_other_arrays_are_none():
 
 
 def test_objects_are_names():
-    made = read_inert(pickle.dumps(OrderedDict(a=1), 4))
-    assert (made.name, made.arguments) == ("collections.OrderedDict", ())
+    read = read_inert(pickle.dumps(OrderedDict(a=1), 4))
+    assert (read.name, read.arguments) == ("collections.OrderedDict", ())
     evil = read_inert(pickle.dumps(Hostile(), 4))
     assert (evil.name, evil.arguments) == (f"{os.name}.system", ("touch hostile_was_here",))
     for data in (
