@@ -22,6 +22,7 @@ from perception_blocks.settings import PositiveInt
 __all__ = ["GSDE"]
 
 _LEAST_VARIANCE = 1e-6  # where all features are zero
+MOST_DEVIATIONS = 10_000_000  # of features and dimensions
 
 
 class GSDE(NormalFamily):
@@ -72,6 +73,11 @@ class GSDE(NormalFamily):
         self.feature_activation = feature_activation
         self._split = (dims, latent_units)
         columns = dims if full_std else 1
+        if latent_units * columns > MOST_DEVIATIONS:
+            raise ValueError(
+                f"'latent_units' is {latent_units}, with {columns} standard deviation{'' if columns == 1 else 's'} for "
+                f"each; {MOST_DEVIATIONS:,} are the most in all"
+            )
         self.log_std = nn.Parameter(torch.full((latent_units, columns), float(init_log_std)))
         self.register_buffer("exploration", None, persistent=False)
 

@@ -11,11 +11,13 @@ from composer.importing.imported import Imported
 from composer.importing.taken import Taken
 from perception_blocks.words import describe, hint
 
-__all__ = ["ACTION", "OBSERVATION", "Nodes", "activation_of", "gaussian"]
+__all__ = ["ACTION", "LOG_STD_RANGE", "OBSERVATION", "Nodes", "activation_of", "gaussian"]
 
+LOG_STD_RANGE = (-20.0, 2.0)  # of our normals, unless a spec says otherwise
 OBSERVATION, ACTION = "observation", "action"  # the names of a space that is no dict
 _HEADS, _VALUE = "heads", "value"  # nodes that a network has itself
 _DROPPED = "_"  # which drops an output
+_LONGEST = 60  # characters of a node's name: YAML reads no key of very many
 
 
 class Nodes:
@@ -52,7 +54,7 @@ class Nodes:
 
     def _free(self, name: str) -> str:
         """``name`` as a node can be called, with a number where something has it already."""
-        name = re.sub(r"\W", "_", name, flags=re.ASCII)
+        name = re.sub(r"\W", "_", name[:_LONGEST], flags=re.ASCII)
         name = f"_{name}" if name[:1].isdigit() else name
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         taken = self._taken | self.graph.keys() | {_VALUE}

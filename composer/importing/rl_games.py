@@ -86,7 +86,12 @@ def _normalization(params: Taken, reader: _Reader) -> None:
     if not params.has("config"):
         return
     config = params.below("config")
-    if config.flag("normalize_input", False):
+    is_normalized = config.flag("normalize_input", False)
+    nodes = out.spec["policy"]["graph"].values()
+    if is_normalized and any(node["block"] == "scale_image" for node in nodes):
+        reason = "images are scaled from their bounds here, and not normalised as well; write False and import again"
+        config.refuse("normalize_input", reason)
+    elif is_normalized:
         out.spec["normalize"] = [OBSERVATION]
         out.weights.append((f"policy.normalizers.{OBSERVATION}", "model.running_mean_std"))
         out.note(

@@ -13,6 +13,7 @@ from composer.importing.imported import Imported, finished
 from composer.importing.kinds import Kind
 from composer.importing.nodes import (
     ACTION,
+    LOG_STD_RANGE,
     OBSERVATION,
     Nodes,
     activation_of,
@@ -39,7 +40,6 @@ _ACTIVATIONS = {
     "identity": "identity",
 }
 _WIDTHS = [256, 256, 256]  # which rsl_rl has where nothing is said
-_LOG_STD_RANGE = (-20.0, 2.0)  # of our gaussian
 _WIDE = [-80.0, 80.0]
 _RECURRENT = ("ActorCriticRecurrent", "RNNModel")
 _PLAIN = ("ActorCritic", "MLPModel")
@@ -337,7 +337,7 @@ class _Reader:
 
     def _log_std_range(self, taken: Taken, start: float) -> dict[str, Any]:
         if not taken.has("std_range"):
-            low, high = _LOG_STD_RANGE
+            low, high = LOG_STD_RANGE
             return {} if low <= start <= high else {"log_std_range": _WIDE}
         given = taken["std_range"]
         numbers = given if isinstance(given, list) and len(given) == 2 else []

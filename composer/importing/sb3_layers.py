@@ -86,8 +86,8 @@ class Sb3Layers:
         """As `latent`, with a norm before each linear layer, also the next one. The first reads ``width`` numbers."""
         kwargs = self.settings.kwargs
         rule: dict[str, Any] = {
-            "eps": kwargs.number("batch_norm_eps", 0.001),
-            "momentum": kwargs.number("batch_norm_momentum", 0.01),
+            "eps": kwargs.number("batch_norm_eps", 0.001, 0.0, 1.0),
+            "momentum": kwargs.number("batch_norm_momentum", 0.01, 0.0, 1.0),
         }
         if width is None:
             reason = "its observations are not known here, and norms need their number; import an agent that was saved"

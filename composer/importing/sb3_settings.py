@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
+from composer.importing.nodes import LOG_STD_RANGE
 from composer.importing.sb3_policies import ACTIVATIONS, ALGORITHMS, EXTRACTORS, Agent, last_name
-from composer.importing.taken import MOST_LAYERS, Taken
+from composer.importing.taken import MOST, MOST_LAYERS, Taken
 from perception_blocks.words import describe, hint
 
 __all__ = ["Sb3Settings"]
@@ -23,7 +24,7 @@ class Sb3Settings:
         if agent.action not in (None, "Box"):
             self.use_sde = False
         self.init_log_std = kwargs.number(
-            "log_std_init", -3.0 if self.algorithm.actor == "sac" else 0.0
+            "log_std_init", -3.0 if self.algorithm.actor == "sac" else 0.0, *LOG_STD_RANGE
         )
         self.shared, self.policy_units, self.critic_units = self._units()
         is_actor_critic = self.algorithm.actor == "actor_critic"
@@ -125,4 +126,4 @@ class Sb3Settings:
 def _are_sizes(value: object) -> TypeGuard[list[int]]:
     if not isinstance(value, list) or len(value) > MOST_LAYERS:
         return False
-    return all(type(size) is int and size > 0 for size in value)
+    return all(type(size) is int and 0 < size <= MOST for size in value)

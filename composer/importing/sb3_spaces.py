@@ -13,8 +13,10 @@ __all__ = ["Bounds", "Seen", "action_of", "action_size_of", "bounds_of", "observ
 Form = Literal["vector", "array", "image", "categories"]
 Bounds = tuple[list[float], list[float]]  # low and high of each element
 
-_CLASS = re.compile(r"<class '[\w.]*?(\w+)'>")
-_ENTRY = re.compile(r"'((?:[^'\\]|\\.)*)': (\w+)\(")  # of a Dict: {'camera': Box(0, 255, ...
+MOST_TEXT = 1_000_000  # characters of a space
+MOST_AXES, MOST_DIGITS = 32, 9  # of a shape, and of a number in it
+_CLASS = re.compile(r"<class '(?:\w+\.)*+(\w+)'>")
+_ENTRY = re.compile(r"(?<!\\)'((?:[^'\\]|\\.)*+)': (\w+)\(")  # of a Dict: {'camera': Box(0, 255, ...
 _SHAPE = re.compile(r"\((\d[\d, ]*)\), (\w+)\)")  # ends a Box: (3, 84, 84), uint8)
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf)")
 
@@ -37,37 +39,53 @@ def observations_of(space: object) -> list[Seen] | None:
     if not isinstance(space, Mapping):
         return None
     kind = _class_of(space)
-    if kind != "Dict":
-        sizes = _sizes(space)
-        form = _form(kind, sizes, str(space.get("dtype")))
-        size = math.prod(sizes)
-        if form == "categories":
-            size = _choices(str(space.get("nvec" if kind == "MultiDiscrete" else "n")))
-        return None if form is None else [Seen("observation", "", form, size)]
-    text = str(space.get("spaces"))
+    if kind == "Dict":
+        return _entries_of(_text(space.get("spaces")))
+    sizes = _sizes(space)
+    form = None if sizes is None else _form(kind, sizes, str(space.get("dtype")))
+    if sizes is None or form is None:
+        return None
+    size: int | None = math.prod(sizes)
+    if form == "categories":
+        size = _choices(_text(space.get("nvec" if kind == "MultiDiscrete" else "n")))
+    return [Seen("observation", "", form, size)]
+
+
+def _entries_of(text: str) -> list[Seen] | None:
+    """The observations in the text of a Dict."""
     starts = [*_ENTRY.finditer(text)]
-    ends = [match.start() for match in starts[1:]] + [len(text)]
+    ends = [*(match.start() for match in starts[1:]), len(text)]
     seen = []
-    for match, end in zip(starts, ends, strict=True):
+    for match, end in zip(starts, ends, strict=False):
         inner = text[match.end() : end]
         shape = _SHAPE.search(inner)
-        sizes = [] if shape is None else [int(n) for n in shape[1].split(",") if n.strip()]
+        sizes = [] if shape is None else _wholes(shape[1])
         form = _form(match[2], sizes, "" if shape is None else shape[2])
-        if form is None:
+        if form is None or len(sizes) > MOST_AXES:
             return None
         size = math.prod(sizes) if shape else None
         if match[2] == "MultiBinary":
-            size = math.prod(map(int, re.findall(r"\d+", inner)))
+            size = math.prod(_wholes(inner)[:MOST_AXES])
         elif form == "categories":
             size = _choices(inner.partition(", start")[0])
         seen.append(Seen(match[1], match[1], form, size))
     return seen or None
 
 
+def _text(value: object) -> str:
+    """``value`` as text; the text of a space that is longer than any is not read."""
+    text = str(value) if isinstance(value, str | int | list) else ""
+    return text if len(text) <= MOST_TEXT else ""
+
+
+def _wholes(text: str) -> list[int]:
+    """The whole numbers in ``text``; of one with very many digits the first ones."""
+    return [int(number[:MOST_DIGITS]) for number in re.findall(r"\d+", text)]
+
+
 def _choices(text: str) -> int | None:
     """How many choices there are of a Discrete, or of all elements of a MultiDiscrete."""
-    numbers = [int(number) for number in re.findall(r"\d+", text.partition("]")[0])]
-    return None if "..." in text else sum(numbers) or None
+    return None if "..." in text else sum(_wholes(text.partition("]")[0])) or None
 
 
 def action_of(space: object) -> str | None:
@@ -79,33 +97,35 @@ def action_size_of(space: object) -> int | None:
     """How many numbers a Box of actions has; None for other spaces."""
     if not isinstance(space, Mapping) or _class_of(space) != "Box":
         return None
-    return math.prod(_sizes(space))
+    sizes = _sizes(space)
+    return None if sizes is None else math.prod(sizes)
 
 
 def bounds_of(space: object) -> Bounds | None:
     """The bounds of each element of a Box; None where the text has not all of them."""
-    if not isinstance(space, Mapping) or _class_of(space) != "Box":
+    if not isinstance(space, Mapping) or (size := action_size_of(space)) is None:
         return None
-    size = math.prod(_sizes(space))
-    both = [_numbers(space.get(key), size) for key in ("low", "high")]
-    low, high = both
+    low, high = (_numbers(_text(space.get(key)), size) for key in ("low", "high"))
     return None if low is None or high is None else (low, high)
 
 
-def _numbers(text: Any, size: int) -> list[float] | None:
-    numbers = [float(number) for number in _NUMBER.findall(str(text))]
-    return numbers if len(numbers) == size and "..." not in str(text) else None
+def _numbers(text: str, size: int) -> list[float] | None:
+    numbers = [float(number) for number in _NUMBER.findall(text)]
+    return numbers if len(numbers) == size and "..." not in text else None
 
 
 def _class_of(space: Mapping[Any, Any]) -> str:
-    match = _CLASS.fullmatch(str(space.get(":type:")))
+    match = _CLASS.fullmatch(_text(space.get(":type:")))
     return match[1] if match else ""
 
 
-def _sizes(space: Mapping[Any, Any]) -> list[int]:
+def _sizes(space: Mapping[Any, Any]) -> list[int] | None:
+    """The shape, of no axes where there is none; None where it is no shape."""
     shape = space.get("_shape", space.get("shape"))
-    is_list = isinstance(shape, list) and all(isinstance(size, int) for size in shape)
-    return shape if is_list else []
+    if not isinstance(shape, list):
+        return []
+    is_shape = all(type(size) is int and 0 <= size < 10**MOST_DIGITS for size in shape)
+    return shape if is_shape and len(shape) <= MOST_AXES else None
 
 
 def _form(kind: str, sizes: list[int], dtype: str) -> Form | None:

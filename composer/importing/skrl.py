@@ -7,7 +7,7 @@ from typing import Any
 from composer.importing.document import Document
 from composer.importing.imported import Imported, finished
 from composer.importing.kinds import Kind
-from composer.importing.nodes import ACTION, OBSERVATION, Nodes, gaussian
+from composer.importing.nodes import ACTION, LOG_STD_RANGE, OBSERVATION, Nodes, gaussian
 from composer.importing.skrl_network import Containers, named_observations
 from composer.importing.taken import Taken
 from composer.source.values import plain
@@ -127,8 +127,12 @@ class _Reader:
         limits = [policy.number("min_log_std", -20.0), policy.number("max_log_std", 2.0)]
         if not policy.flag("clip_log_std", True):
             limits = [-80.0, 80.0]
-        settings: dict[str, Any] = {} if limits == [-20.0, 2.0] else {"log_std_range": limits}
-        rule = gaussian("learned", init_log_std=policy.number("initial_log_std", 0.0), **settings)
+        if limits[0] > limits[1]:
+            policy.refuse("min_log_std", f"is {limits[0]:g}, above 'max_log_std' {limits[1]:g}")
+            limits = [*LOG_STD_RANGE]
+        settings: dict[str, Any] = {} if limits == [*LOG_STD_RANGE] else {"log_std_range": limits}
+        initial = policy.number("initial_log_std", min(max(0.0, limits[0]), limits[1]), *limits)
+        rule = gaussian("learned", init_log_std=initial, **settings)
         self.out.spec["distributions"] = [rule]
         self.out.weights.append(
             (f"policy.distributions.{ACTION}.log_std", "policy.log_std_parameter")

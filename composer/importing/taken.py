@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -167,8 +168,22 @@ class Taken(Mapping[str, Any]):
             key, default, "true or false", lambda v: isinstance(v, bool), bool, False
         )
 
-    def number(self, key: str, default: float | None = None) -> float:
-        return self._checked(key, default, "a number", _is_number, float, 1.0)
+    def number(
+        self,
+        key: str,
+        default: float | None = None,
+        least: float = -math.inf,
+        most: float = math.inf,
+    ) -> float:
+        what = "a number" + _bounds(least, most)
+        return self._checked(
+            key,
+            default,
+            what,
+            lambda v: _is_number(v) and least <= v <= most,
+            float,
+            min(max(1.0, least), most),
+        )
 
     def whole(self, key: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
         what = f"a whole number of at least {least}" + (
@@ -277,6 +292,12 @@ def _is_text(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _bounds(least: float, most: float) -> str:
+    bounds = [("at least", least), ("at most", most)]
+    said = [f"{words} {bound:g}" for words, bound in bounds if math.isfinite(bound)]
+    return f" of {' and '.join(said)}" if said else ""
 
 
 def _is_whole(value: Any, least: int) -> bool:

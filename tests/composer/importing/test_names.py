@@ -171,3 +171,8 @@ def test_a_node_has_a_free_name():
         ("critic.latent_2", "there"),
         ("critic.heads.value.linear", "value_net"),
     ]
+
+
+def test_a_name_that_is_longer_than_a_key_of_yaml_is_cut():
+    nodes = Nodes(Imported({}), "policy")
+    assert [nodes.add("n" * 5000, "flatten") for _ in range(2)] == ["n" * 60, f"{'n' * 60}_2"]

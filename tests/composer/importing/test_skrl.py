@@ -265,6 +265,15 @@ def net(text):
             "Python",
         ),
         (
+            config(policy="class: GaussianMixin\n    min_log_std: 3\n    max_log_std: 1"),
+            "config.yaml:6:5: models.policy.min_log_std: is 3, above 'max_log_std' 1",
+        ),
+        (
+            config(policy="class: GaussianMixin\n    initial_log_std: 3"),
+            "config.yaml:6:5: models.policy.initial_log_std: must be a number of at least -20 and at most 2, got the "
+            "number 3",
+        ),
+        (
             config().replace("output: ACTIONS", "output: 2 * tanh(ACTIONS)"),
             "config.yaml:7:5: models.policy.output: one linear layer ends this network here, 'ACTIONS', got '2 * "
             "tanh(ACTIONS)'",

@@ -20,7 +20,7 @@ params:
       {type: conv2d, activation: relu, initializer: {name: default}, convs: [{filters: 4, kernel_size: 3, strides: 2, padding: 0}]}
     mlp: {units: [8], activation: elu, initializer: {name: default}}
     rnn: {name: lstm, units: 8, layers: 1}
-  config: {normalize_input: True, player: {games_num: 3}}
+  config: {normalize_input: False, player: {games_num: 3}}
 """
 BOX = "continuous: {mu_activation: None, sigma_activation: None, mu_init: {name: default}, sigma_init: {name: %s}, fixed_sigma: %s}"
 SKRL = """
@@ -102,3 +102,14 @@ def test_an_unknown_key_is_named(kind, tmp_path):
         said = said_of(tmp_path / file)
         is_ignored = "models.value.network: a shared model has the layers of the policy" in said
         assert UNKNOWN in said or is_ignored, where
+
+
+def test_images_are_not_scaled_and_normalised(tmp_path):
+    text = FILES["rl_games"][1].replace("normalize_input: False", "normalize_input: True")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(composer.SpecError) as caught:
+        composer.import_config(tmp_path / "config.yaml")
+    assert str(caught.value).endswith(
+        "config.yaml:12:12: params.config.normalize_input: images are scaled from their bounds here, and not "
+        "normalised as well; write False and import again"
+    )
