@@ -16,7 +16,9 @@ Bounds = tuple[list[float], list[float]]  # low and high of each element
 MOST_TEXT = 1_000_000  # characters of a space
 MOST_AXES, MOST_DIGITS = 32, 9  # of a shape, and of a number in it
 _CLASS = re.compile(r"<class '(?:\w+\.)*+(\w+)'>")
-_ENTRY = re.compile(r"(?<!\\)'((?:[^'\\]|\\.)*+)': (\w+)\(")  # of a Dict: {'camera': Box(0, 255, ...
+_ENTRY = re.compile(
+    r"(?<!\\)'((?:[^'\\]|\\.)*+)': (\w+)\("
+)  # of a Dict: {'camera': Box(0, 255, ...
 _SHAPE = re.compile(r"\((\d[\d, ]*)\), (\w+)\)")  # ends a Box: (3, 84, 84), uint8)
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf)")
 
