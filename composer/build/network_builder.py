@@ -133,23 +133,10 @@ def _graph_network(
     construction: SeededConstruction,
     notes: BuildNotes,
 ) -> Outcome:
-    ports = visible.ports
     before = len(context.problems)
-    body, heads = _rules(spec, context)
     drawn = _drawn_actions(spec, visible, requirements, context)
-    graph = _graph(spec.graph or {}, {**ports, **drawn}, context, body)
-    graph.optional = set(graph.inputs)
-    for node in requirements.added:
-        if node in (spec.graph or {}):
-            message = f"{node!r} is taken by the network itself; choose another name"
-            context.problems.add((*spec.path, "graph", node), message)
-    outputs = _add_heads(graph, spec, requirements, heads, context)
-    graph.drawn = {v: f"action/{n}" for n, v in outputs.items() if f"action/{n}" in drawn}
-    read = {name for node in graph.nodes for name in node.reads}
-    for name in drawn.keys() - read - set(graph.drawn.values()):
-        del graph.inputs[name]  # its head is missing, and nothing asks for it
+    graph, outputs = _wired(spec, visible.ports, drawn, requirements, context)
     incomplete = len(context.problems) > before or requirements.values != spec.shares
-    outputs |= {name: name for name in requirements.values}
     several = requirements.copies > 1
     try:
         first = construction.trial() if several else construction
@@ -169,9 +156,32 @@ def _graph_network(
         network = AutoregressiveNetwork(block, graph.drawn)
         return Outcome(network, list(network.in_ports), block.out_ports)
     if several:
-        graph, outputs = _copied(graph, ports, outputs, requirements.copies)
+        graph, outputs = _copied(graph, visible.ports, outputs, requirements.copies)
         block = InferenceBlock(graph, outputs, construction=construction)
     return Outcome(GraphNetwork(block), block.in_keys, block.out_ports)
+
+
+def _wired(
+    spec: NetworkSpec,
+    ports: Mapping[str, Port],
+    drawn: Mapping[str, Port],
+    requirements: Requirements,
+    context: BuildContext,
+) -> tuple[Graph, dict[str, str]]:
+    """The graph with its heads, which reads ``ports`` and ``drawn`` actions; and the value that gives each output."""
+    body, heads = _rules(spec, context)
+    graph = _graph(spec.graph or {}, {**ports, **drawn}, context, body)
+    graph.optional = set(graph.inputs)
+    for node in requirements.added:
+        if node in (spec.graph or {}):
+            message = f"{node!r} is taken by the network itself; choose another name"
+            context.problems.add((*spec.path, "graph", node), message)
+    outputs = _add_heads(graph, spec, requirements, heads, context)
+    graph.drawn = {v: f"action/{n}" for n, v in outputs.items() if f"action/{n}" in drawn}
+    read = {name for node in graph.nodes for name in node.reads}
+    for name in drawn.keys() - read - set(graph.drawn.values()):
+        del graph.inputs[name]  # its head is missing, and nothing asks for it
+    return graph, outputs | {name: name for name in requirements.values}
 
 
 def _drawn_actions(

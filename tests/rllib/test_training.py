@@ -60,7 +60,7 @@ def one_ray():
     start_ray()
 
 
-def made(spec, envs=2, steps=256, seed=0, **settings):
+def trainer_of(spec, envs=2, steps=256, seed=0, **settings):
     model = composer.compose(spec, allow=ALLOW, seed=seed)
     task = Task(
         spec="", environment=model.spec.environment, trainer="rllib", steps=steps, envs=envs,
@@ -97,7 +97,7 @@ def test_it_learns_cartpole_and_goes_on():
 @pytest.mark.parametrize("spec", [SORT, MEMORY, PENDULUM], ids=["choices", "memory", "numbers"])
 def test_its_state_is_all_that_it_needs(spec):
     reported = []
-    with closing(made(spec)) as trainer:
+    with closing(trainer_of(spec)) as trainer:
         trainer.learn(128, lambda *report: reported.append(report) or True)
         state = copy.deepcopy(trainer.state())
         before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -107,7 +107,7 @@ def test_its_state_is_all_that_it_needs(spec):
         assert not any(
             torch.equal(after[n], before[n]) for n, _ in trainer.model.named_parameters()
         )
-    with closing(made(spec, seed=1)) as another:
+    with closing(trainer_of(spec, seed=1)) as another:
         another.restore(state, 128)
         another.learn(256, accept)
         assert all(torch.equal(v, after[n]) for n, v in another.model.state_dict().items())
@@ -129,7 +129,7 @@ def test_episodes_are_those_of_the_environment(runners):
         metrics.append(numbers)
         return True
 
-    with closing(made(PENDULUM, **settings)) as trainer:
+    with closing(trainer_of(PENDULUM, **settings)) as trainer:
         trainer.learn(500, report)
     assert [each.length for each in episodes] == [200, 200]
     assert all(-2000 < each.total < -100 for each in episodes)
@@ -141,7 +141,7 @@ def test_masks_hold():
 
 
 def test_it_stops_at_once_and_begins_anew():
-    with closing(made(MEMORY)) as trainer:
+    with closing(trainer_of(MEMORY)) as trainer:
         trainer.learn(256, lambda steps, *_: steps < 7)
         assert trainer._reporter.steps == 7
         trainer.learn(134, accept)
@@ -153,7 +153,7 @@ def test_environments_may_have_processes():
 
 
 def test_what_is_frozen_stays_and_learning_rates_have_their_factors():
-    with closing(made(PARTS)) as trainer:
+    with closing(trainer_of(PARTS)) as trainer:
         before = {name: value.clone() for name, value in trainer.model.named_parameters()}
         trainer.learn(128, accept)
         moved = {n: (v - before[n]).abs().max() for n, v in trainer.model.named_parameters()}
@@ -229,11 +229,8 @@ def test_what_these_settings_advise_is_taken():
 
 def test_the_defaults_are_those_of_rllib():
     config, ours = PPOConfig(), asdict(PpoSettings())
-    for name in (
-        "num_env_runners",
-        "max_seq_len",
-    ):  # RLlib starts two processes; the other is of its modules
-        del ours[name]
+    del ours["num_env_runners"]  # RLlib starts two processes
+    del ours["max_seq_len"]  # of its modules
     assert ours.pop("train_batch_size_per_learner") == config.train_batch_size
     assert ours == {name: getattr(config, name) for name in ours}
 
@@ -292,17 +289,9 @@ def test_an_environment_that_fails_ends_the_run_with_its_own_words(runners):
 def test_the_command_trains_by_the_config_that_is_shipped(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     config = str(CONFIGS / "trainers" / "rllib_cartpole.yaml")
-    short = [
-        "--steps",
-        "128",
-        "--envs",
-        "2",
-        "--eval-episodes",
-        "1",
-        "--set-algorithm",
-        "num_epochs=1",
-    ]
-    short += ["--set-algorithm", "train_batch_size_per_learner=128", "-o", str(tmp_path / "run")]
+    short = ["--steps", "128", "--envs", "2", "--eval-episodes", "1", "-o", str(tmp_path / "run")]
+    fewer = ["num_epochs=1", "train_batch_size_per_learner=128"]
+    short += [word for setting in fewer for word in ("--set-algorithm", setting)]
     assert main(["train", "--config", config, *short]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("trained for 1")

@@ -58,7 +58,7 @@ composer.adapters.torchrl: fields distribution functions checks modules sequence
 composer.adapters.rsl_rl: groups checks exported models environments training | torch gymnasium numpy rsl_rl tensordict
 composer.adapters.rl_games: hosted checks environments models training | torch gymnasium numpy rl_games
 composer.adapters.skrl: checks composed agents runner training | torch gymnasium numpy skrl
-composer.adapters.rllib: distribution module learner specs checks training | torch gymnasium numpy ray
+composer.adapters.rllib: distribution module learner specs checks reporting runners training | torch gymnasium numpy ray
 composer.adapters.benchmarl: model | torch benchmarl tensordict torchrl
 composer.adapters.tianshou: models training | torch gymnasium numpy tianshou
 composer.adapters.tokens: vocabulary datasets sequences torchrl_env gym_env modules | torch gymnasium numpy torchrl tensordict transformers

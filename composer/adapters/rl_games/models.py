@@ -219,7 +219,8 @@ class ActorCritic(_Hosted):
         self.a2c_network = parts
         object.__setattr__(self, "_policy", policy)
         self._acting = WithTwin(policy)
-        critic: Any = model.critic if has_own_critic else None
+        critic = model.critic if has_own_critic else None
+        assert critic is None or isinstance(critic, SpaceCritic)  # as `refuse` says
         self._judging = None if critic is None else WithTwin(critic)
         reads = [*policy.read_keys, *(() if critic is None else critic.read_keys)]
         shares = critic is not None and bool(critic.shared)
@@ -232,7 +233,7 @@ class ActorCritic(_Hosted):
         self._is_box = hosted is not None and hosted.algorithm == "a2c_continuous"
 
     _policy: Policy
-    _judging: WithTwin[Any] | None
+    _judging: WithTwin[SpaceCritic] | None
 
     def is_rnn(self) -> bool:
         return bool(self._shapes)

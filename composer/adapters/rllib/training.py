@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import gymnasium
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
 
-from composer.adapters.local_ray import start
 from composer.model import Model
 from composer.policy.structured import one_policy
-from composer.training.environment import (
-    EnvironmentMaker,
-    environment_maker,
-    vectorized,
-)
+from composer.training.environment import environment_maker
 from composer.training.evaluation import greedy
-from composer.training.telling import TellingEnvironment, telling, told_in
 from composer.training.trainer import (
     MOST_COUNTED,
-    Episode,
     Phase,
     Report,
     StoppedError,
     Task,
     TrainerState,
-    TrainingError,
     no_phase,
-    refuse_other_state,
+    restore_optimizer,
     setting_problems,
 )
 from perception_blocks.registry import missing_extra
@@ -49,25 +37,21 @@ from perception_blocks.settings import (
 )
 
 try:
-    import ray
-    from ray.exceptions import RayError
     from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.rllib.core import DEFAULT_MODULE_ID
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-    from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-    from ray.rllib.utils.debug import update_global_seed_if_necessary
     from ray.tune.registry import register_env
 
     from composer.adapters.rllib.checks import checked
-    from composer.adapters.rllib.learner import ComposedLearner
     from composer.adapters.rllib.module import (
         CONFIG_KEY,
         ComposedModule,
         GivenModel,
         refuse_untrainable,
     )
+    from composer.adapters.rllib.reporting import Reporter, ReportingLearner, learner_of
+    from composer.adapters.rllib.runners import begin_anew, environments, start_ray, told
 except ImportError as error:
     raise missing_extra("composer train --trainer rllib", error, "rllib") from error
 
@@ -120,14 +104,14 @@ class RllibTrainer:
     def __init__(self, task: Task, model: Model) -> None:
         refuse_untrainable(model, model.observation_space, {"PPO": "ppo"})
         self._task, self._settings = task, PpoSettings(**task.settings)
-        self._reporter = _Reporter()
+        self._reporter = Reporter()
         self._algorithm: Algorithm | None = None
-        self._stop_ray = _start_ray(self._settings.num_env_runners)
+        self._stop_ray = start_ray(self._settings.num_env_runners)
         self._folder = tempfile.mkdtemp(prefix="composer-")
         try:
-            with _told(self._folder):
+            with told(self._folder):
                 self._algorithm = algorithm = checked(self._config(model)).build_algo()
-            self._learner = _learner_of(algorithm)
+            self._learner = learner_of(algorithm)
             self._learner.reporter = self._reporter
             self._begin(task.seed)
         except BaseException:
@@ -140,7 +124,7 @@ class RllibTrainer:
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
         problems = setting_problems(PpoSettings, task)
-        return problems or [*_of_batches(task), *_of_runners(task)]
+        return problems or [*_batch_problems(task), *_runner_problems(task)]
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made; the last rollout may go beyond."""
@@ -152,7 +136,7 @@ class RllibTrainer:
         try:
             while reporter.steps < steps:
                 phase("collecting")
-                with _told(self._folder):
+                with told(self._folder):
                     metrics = _metrics(self._algorithm.train())
                 if not report(reporter.steps, [], metrics):
                     break
@@ -170,8 +154,7 @@ class RllibTrainer:
         if not 0 <= state["kl_coeff"] < MOST_COUNTED:
             raise ValueError(f"its coefficient of the KL divergence is {state['kl_coeff']}")
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        refuse_other_state(self._optimizer)
+        restore_optimizer(self._optimizer, state["optimizer"])
         coefficient = self._learner.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID]
         coefficient.fill_(state["kl_coeff"])  # type: ignore[union-attr]
         self._reporter.steps = steps
@@ -196,7 +179,7 @@ class RllibTrainer:
         weights = self._learner.module[DEFAULT_MODULE_ID].get_state(inference_only=True)
         envs = self._task.envs // max(1, self._settings.num_env_runners)
         self._algorithm.env_runner_group.foreach_env_runner(
-            partial(_begin_anew, weights=weights, seed=seed, envs=envs)  # type: ignore[arg-type]
+            partial(begin_anew, weights=weights, seed=seed, envs=envs)  # type: ignore[arg-type]
         )
         self._reporter.forget()
         self._is_begun = True
@@ -206,7 +189,7 @@ class RllibTrainer:
         runners, length = settings.pop("num_env_runners"), settings.pop("max_seq_len")
         maker = environment_maker(task)
         tell = self._folder if runners else None
-        register_env(ENVIRONMENT, partial(_environments, maker, task.subprocess, tell))
+        register_env(ENVIRONMENT, partial(environments, maker, task.subprocess, tell))
         given = {CONFIG_KEY: {"model": GivenModel(model)}, "max_seq_len": length}
         device = torch.device(task.device)
         config = (
@@ -219,7 +202,7 @@ class RllibTrainer:
             )
             .learners(
                 num_learners=0,
-                learner_class=_Learner,
+                learner_class=ReportingLearner,
                 num_gpus_per_learner=int(device.type == "cuda"),
                 local_gpu_idx=device.index or 0,
             )
@@ -234,108 +217,6 @@ class RllibTrainer:
         return config
 
 
-class _Reporter:
-    """Counts steps and episodes and reports them: in this process each step, of other processes whole rollouts."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.report: Report
-        self.phase: Phase = no_phase
-        self.forget()
-
-    def __deepcopy__(self, memo: object) -> _Reporter:
-        return self  # RLlib copies its configs
-
-    def __reduce__(self) -> tuple[type[_Reporter], tuple[()]]:
-        return type(self), ()  # other processes report nothing
-
-    def forget(self) -> None:
-        """Episodes begin anew."""
-        self._running: dict[str, Episode] = {}
-
-    def step(self, *, episode: SingleAgentEpisode, **_: Any) -> None:
-        """A step of one environment."""
-        self._add(episode, float(episode.get_rewards(-1)), 1)
-        self._tell([])
-
-    def end(self, *, episode: SingleAgentEpisode, **_: Any) -> None:
-        """An episode is over. RLlib has lengthened its earlier chunks by a step when it learned from them."""
-        self._tell([self._running.pop(episode.id_)])
-
-    def rollout(self, chunks: Sequence[SingleAgentEpisode]) -> None:
-        """What other processes have collected."""
-        for chunk in chunks:
-            self._add(chunk, float(chunk.get_return()), len(chunk))
-        self._tell([self._running.pop(chunk.id_) for chunk in chunks if chunk.is_done])
-
-    def _add(self, episode: SingleAgentEpisode, total: float, length: int) -> None:
-        before = self._running.get(episode.id_, Episode(0.0, 0))
-        self._running[episode.id_] = Episode(before.total + total, before.length + length)
-        self.steps += length
-
-    def _tell(self, episodes: Sequence[Episode]) -> None:
-        if not self.report(self.steps, episodes):
-            raise StoppedError
-
-
-class _Learner(ComposedLearner):
-    """A learner that says when it learns."""
-
-    reporter: _Reporter
-
-    def update(self, *given: Any, training_data: Any = None, **settings: Any) -> Any:
-        if self.config.num_env_runners:
-            self.reporter.rollout(training_data.episodes)
-        self.reporter.phase("updating")
-        return super().update(*given, training_data=training_data, **settings)
-
-
-def _learner_of(algorithm: Algorithm) -> _Learner:
-    learner = algorithm.learner_group._learner  # type: ignore[union-attr]
-    assert isinstance(learner, _Learner)
-    return learner
-
-
-def _environments(
-    maker: EnvironmentMaker, subprocess: bool, tell: str | None, context: Mapping[str, Any]
-) -> VectorEnv:
-    """The environments of one env runner, which reset in the step after the last, as RLlib expects it.
-
-    Those of another process tell in the folder ``tell`` why they end.
-    """
-    make = maker if tell is None else partial(_telling, maker, tell)
-    return vectorized(make, context["num_envs"], subprocess, AutoresetMode.NEXT_STEP)
-
-
-def _telling(maker: EnvironmentMaker, folder: str) -> gymnasium.Env:
-    with telling(folder, "num_env_runners"):
-        return TellingEnvironment(maker(), folder, "num_env_runners")
-
-
-def _begin_anew(
-    runner: SingleAgentEnvRunner, weights: dict[str, Any], seed: int | None, envs: int
-) -> None:
-    """Let ``runner``, of ``envs`` environments, begin new episodes with ``weights``, seeded if there is a seed."""
-    runner._seed = seed if seed is None else seed + envs * max(0, (runner.worker_index or 0) - 1)
-    update_global_seed_if_necessary("torch", runner._seed)
-    runner._needs_initial_reset = True
-    if runner.module is not None:
-        runner.module.set_state(weights)
-
-
-@contextmanager
-def _told(folder: str) -> Iterator[None]:
-    """Raise what an environment has said, in a process of Ray in the ``folder``, and not what RLlib makes of it."""
-    try:
-        yield
-    except RayError as error:
-        raise TrainingError(told_in(folder) or f"a process of RLlib has ended: {error}") from error
-    except RuntimeError as error:
-        if error.args or error.__cause__ is None:
-            raise
-        raise error.__cause__ from None  # RLlib raises RuntimeError without a word
-
-
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an update by our names."""
     numbers = result["learners"][DEFAULT_MODULE_ID]
@@ -343,23 +224,7 @@ def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: number for name, number in named.items() if math.isfinite(number)}
 
 
-def _start_ray(runners: int) -> Any:
-    """A Ray for ``runners`` processes; returns what ends it. Raises TrainingError where it cannot be had."""
-    logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)  # what it logs is raised too
-    try:
-        stop = start(runners + 1)
-    except Exception as error:  # Ray's are of many kinds
-        raise TrainingError(f"Ray, which RLlib runs on, cannot be started: {error}") from error
-    free = int(ray.available_resources().get("CPU", 0))
-    if free < runners:  # Ray itself would wait, for ever
-        stop()
-        raise TrainingError(
-            f"'num_env_runners' is {runners}, but Ray has {free} processors free; give at most that"
-        )
-    return stop
-
-
-def _of_batches(task: Task) -> list[str]:
+def _batch_problems(task: Task) -> list[str]:
     settings = PpoSettings(**task.settings)
     size, batch = settings.minibatch_size, settings.train_batch_size_per_learner
     if size <= batch:
@@ -369,7 +234,7 @@ def _of_batches(task: Task) -> list[str]:
     ]
 
 
-def _of_runners(task: Task) -> list[str]:
+def _runner_problems(task: Task) -> list[str]:
     runners = PpoSettings(**task.settings).num_env_runners
     problems = []
     if runners and task.envs % runners:

@@ -132,7 +132,7 @@ class OffPolicy(Algorithm[S]):
         """The loss, the actor, and the module after it that says how often actions are random."""
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
-        self._put(batch if self._axes == 2 else batch.reshape(-1))
+        self._put(batch if self.model.has_memory else batch.reshape(-1))
         is_short = len(self._buffer) < self._length * len(batch)
         if steps < self.settings.learning_starts or is_short:
             return
@@ -151,7 +151,7 @@ class OffPolicy(Algorithm[S]):
         if kept:
             self._refuse_values(kept)
             stored = TensorDict(kept, batch_size=next(iter(kept.values())).shape[: self._axes])
-            self._put(stored.transpose(0, 1) if self._axes == 2 else stored)
+            self._put(stored.transpose(0, 1) if self.model.has_memory else stored)
 
     def _refuse_values(self, kept: Mapping[Key, torch.Tensor]) -> None:
         """Raise ValueError for steps that no environment gives: they would break an update much later."""

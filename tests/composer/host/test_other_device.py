@@ -37,13 +37,13 @@ CASES += [
 ]
 
 
-def made(network, critic, action, seen=BOX, **keys):
+def composed(network, critic, action, seen=BOX, **keys):
     spec = {"version": 1, "policy": network, "critic": {**network, **critic}, **keys}
     return composer.compose(spec, observation_space=seen, action_space=action, seed=0)
 
 
 def only(device, *values):
-    """Asserts that all tensors among ``values`` are there; any of them may be None, or a dict."""
+    """Assert that all tensors among ``values`` are on ``device``; any of them may be None, or a dict."""
     for value in values:
         if isinstance(value, dict):
             only(device, *value.values())
@@ -53,16 +53,16 @@ def only(device, *values):
 
 def test_the_device_of_these_tests_refuses_tensors_of_the_cpu():
     with elsewhere() as device:
-        there = torch.ones(2, 3, device=device)
+        moved = torch.ones(2, 3, device=device)
         with pytest.raises(RuntimeError, match="takes tensors of two devices"):
-            torch.add(there, torch.ones(3))
-        assert (there + torch.tensor(1.0)).cpu().tolist() == [[2.0] * 3] * 2
+            torch.add(moved, torch.ones(3))
+        assert (moved + torch.tensor(1.0)).cpu().tolist() == [[2.0] * 3] * 2
 
 
 @pytest.mark.parametrize(("action", "keys", "network"), CASES)
 def test_a_step_and_its_gradients(action, keys, network):
     with elsewhere() as device:
-        model = made(network, STATE, ACTIONS[action], **keys).to(device)
+        model = composed(network, STATE, ACTIONS[action], **keys).to(device)
         seen = torch.rand(4, 3, device=device)
         state = model.initial_state(4) if model.has_memory else None
         resets = None if state is None else torch.zeros(4, dtype=torch.bool, device=device)
@@ -84,7 +84,7 @@ def test_a_step_and_its_gradients(action, keys, network):
 @pytest.mark.parametrize(("action", "keys", "network"), CASES)
 def test_a_critic_of_actions_and_what_distributions_give(action, keys, network):
     with elsewhere() as device:
-        model = made(network, ACTION, ACTIONS[action], **keys).to(device)
+        model = composed(network, ACTION, ACTIONS[action], **keys).to(device)
         policy, critic, seen = model.policy, model.critic, torch.rand(4, 3, device=device)
         before = [[m.initial_state(4)] if m.has_memory else [] for m in (policy, critic)]
         distribution = policy.distribution(seen, *before[0])
@@ -115,14 +115,14 @@ def test_observations_of_all_kinds_with_a_mask_and_statistics(keys):
         for row in rows:
             row["legal"][:] = 1
         arrays = batches.concatenate(space, rows, batches.create_empty_array(space, 4))
-        there = torch.utils._pytree.tree_map(lambda a: torch.as_tensor(a).to(device), arrays)
-        for seen in (arrays, there):  # a model moves what comes from the CPU
+        moved = torch.utils._pytree.tree_map(lambda a: torch.as_tensor(a).to(device), arrays)
+        for seen in (arrays, moved):  # a model moves what comes from the CPU
             step = model.step(seen)
             only(device, step.action, step.log_prob, step.value)
         if "normalize" in keys:
-            model.update_normalizers({"numbers": there["numbers"]})
+            model.update_normalizers({"numbers": moved["numbers"]})
         model.update_normalizers(returns=torch.rand(4, device=device))
-        only(device, model.step(there, step.action).value, model.state_dict())
+        only(device, model.step(moved, step.action).value, model.state_dict())
 
 
 @pytest.mark.parametrize("critic", [STATE, {"kind": "shared_state"}, {"kind": "state_action"}])
@@ -131,7 +131,7 @@ def test_several_actors(critic, network):
     names = ("a", "b", "c")
     choices = dict.fromkeys(names, spaces.Discrete(2))
     with elsewhere() as device:
-        model = made(network, critic, choices, dict.fromkeys(names, BOX)).to(device)
+        model = composed(network, critic, choices, dict.fromkeys(names, BOX)).to(device)
         seen = {name: torch.rand(4, 3, device=device) for name in names}
         if critic["kind"] != "state_action":
             state = model.initial_state(4) if model.has_memory else None

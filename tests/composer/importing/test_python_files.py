@@ -56,8 +56,8 @@ def test_bases_beside_the_file_are_followed(text, actor, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cfg.py").write_text(text)
     between = "from .rough import *\nfrom .cfg import Flat\nfrom rough import Rough\n"
-    found, notes = widths(tmp_path, text, between=between)
-    assert found == [actor, [8]]
+    units, notes = widths(tmp_path, text, between=between)
+    assert units == [actor, [8]]
     assert not any("base class" in note for note in notes)
     assert not (tmp_path / "ran").exists()
 
@@ -92,8 +92,8 @@ def test_a_problem_in_a_base_has_its_place_there(tmp_path):
 )
 def test_a_base_elsewhere_is_noted(text, tmp_path):
     policy = "    policy = RslRlPpoActorCriticCfg(actor_hidden_dims=[4], critic_hidden_dims=[8])\n"
-    found, notes = widths(tmp_path, f"{text}class A(Rough):\n{policy}", broken="class (:\n")
-    assert found == [[4], [8]]
+    units, notes = widths(tmp_path, f"{text}class A(Rough):\n{policy}", broken="class (:\n")
+    assert units == [[4], [8]]
     assert notes[0] == (
         "Rough: this base class is in another file, not beside this one; what it sets is not known"
     )

@@ -187,10 +187,10 @@ def test_a_problem_hides_no_other_one(kind, tmp_path):
             alone[place, value] = told
     chosen = random.Random(0)
     pairs = [(a, b) for a, b in itertools.combinations(alone, 2) if a[0] != b[0][: len(a[0])]]
-    for one, two in chosen.sample(pairs, min(60, len(pairs))):
-        changes = [(place, WRONG[value]) for place, value in (one, two)]
+    for first, second in chosen.sample(pairs, min(60, len(pairs))):
+        changes = [(place, WRONG[value]) for place, value in (first, second)]
         both = problems_of(path, changed(data, changes))
-        assert both <= alone[one] | alone[two], changes
-        is_decided = {one[0][-1], two[0][-1]}.isdisjoint(DECIDES)
+        assert both <= alone[first] | alone[second], changes
+        is_decided = {first[0][-1], second[0][-1]}.isdisjoint(DECIDES)
         if is_decided and not any(message.startswith(BEYOND) for message in both):
-            assert both == alone[one] | alone[two], changes
+            assert both == alone[first] | alone[second], changes

@@ -57,11 +57,11 @@ NAMES = [n if n in SHORT else pytest.param(n, marks=pytest.mark.full) for n in R
 @pytest.mark.parametrize("name", NAMES)
 def test_another_device_trains_the_weights_that_the_cpu_trains(name, monkeypatch):
     """On a device that refuses tensors of the CPU, as CUDA does."""
-    made = []
+    collectors = []
     init = Collector.__init__
 
     def recorded(self, *arguments, **keywords):
-        made.append(keywords)
+        collectors.append(keywords)
         init(self, *arguments, **keywords)
 
     monkeypatch.setattr(Collector, "__init__", recorded)
@@ -78,9 +78,9 @@ def test_another_device_trains_the_weights_that_the_cpu_trains(name, monkeypatch
             assert buffer.sample().device.type == device
             assert {step.device.type for step in trainer.state()["buffer"].values()} == {"cpu"}
         state = {key: value.cpu() for key, value in state.items()}
-    assert [str(m["env_device"]) for m in made] == ["None", "None", "cpu", "cpu"]
+    assert [str(m["env_device"]) for m in collectors] == ["None", "None", "cpu", "cpu"]
     for kind in ("policy_device", "storing_device"):
-        assert [m[kind] for m in made] == [None, None, "elsewhere", "elsewhere"]
+        assert [m[kind] for m in collectors] == [None, None, "elsewhere", "elsewhere"]
     assert all(torch.allclose(state[key], expected[key], atol=1e-4) for key in expected)
 
 
