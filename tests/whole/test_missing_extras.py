@@ -209,21 +209,8 @@ def test_an_adapter_of_a_library_that_is_elsewhere_names_its_extra(extra):
 
 
 def test_a_trainer_whose_library_is_elsewhere_names_its_environment(capsys):
-    assert (
-        main(
-            [
-                "train",
-                str(ROOT / "configs" / "cartpole.yaml"),
-                "--trainer",
-                "rllib",
-                "--steps",
-                "1",
-                "-o",
-                "run",
-            ]
-        )
-        == 1
-    )
+    spec = str(ROOT / "configs" / "cartpole.yaml")
+    assert main(["train", spec, "--trainer", "rllib", "--steps", "1", "-o", "run"]) == 1
     assert capsys.readouterr().err == (
         "composer train: --trainer rllib needs 'tree'; install it in an environment of its own, from a clone of the "
         'repository: pip install -c .ci/constraints-rllib.txt ".[rllib,train]"\n'

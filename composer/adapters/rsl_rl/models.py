@@ -7,11 +7,10 @@ parameter is in one of them, and no two runners share anything.
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,93 +48,23 @@ from composer.network.network import Inputs, State, Tensors, share_of
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
 from perception_blocks.base_block import is_traced
-from perception_blocks.port import Shape
 from perception_blocks.registry import missing_extra
 
 try:
-    from rsl_rl.utils import unpad_trajectories
     from tensordict import TensorDictBase
+
+    from composer.adapters.rsl_rl.memory import Hidden, MemoryModule, picked, unpadded
 except ImportError as error:
     raise missing_extra("composer.adapters.rsl_rl", error, "rsl-rl") from error
 
 __all__ = ["Actor", "Critic"]
-
-Hidden: TypeAlias = tuple[Tensor, ...]
-"""A state as rsl_rl stores it: each of its entries as (1, n, width)."""
 
 NOTE = (
     "_composer_actor"  # the attribute of the observations that leads from the actor to the critic
 )
 
 
-class _Part(nn.Module):
-    """What actor and critic have in common: the observations they read, and their memory.
-
-    The memory is a tensor (1, n, width) for each entry of the state, as rsl_rl stores the two of its LSTM.
-    """
-
-    model: Model
-    _state_shapes: Mapping[str, Shape]
-    _runs: WithTwin[Any]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._hidden: Hidden | None = None
-
-    def run(self, inputs: Tensors, state: State | None, sequences: bool) -> tuple[Tensors, State]:
-        """The network's outputs and the state after."""
-        return self._runs.now().run(inputs, state, None, sequences)
-
-    @property
-    def is_recurrent(self) -> bool:
-        """Whether it carries a state from step to step."""
-        return bool(self._state_shapes)
-
-    def get_hidden_state(self) -> Hidden | None:
-        """The state before the next step, each (1, n, width); None without memory and before the first step."""
-        return self._hidden
-
-    def reset(
-        self, dones: Tensor | None = None, hidden_state: Hidden | Tensor | None = None
-    ) -> None:
-        """Set the state to ``hidden_state``, or to zero where an episode is over (``dones`` is 1, of shape (n,))."""
-        if dones is None:
-            self._hidden = _parts(hidden_state)
-        elif self._hidden is not None:
-            over = _over(dones, self._hidden)
-            self._hidden = tuple(part.masked_fill(over, 0.0) for part in self._hidden)
-
-    def detach_hidden_state(self, dones: Tensor | None = None) -> None:
-        """Cut the state, or the states where ``dones`` is 1, from the graph of the steps before."""
-        if self._hidden is None:
-            return
-        cut = tuple(part.detach() for part in self._hidden)
-        if dones is not None:
-            over = _over(dones, cut)
-            cut = tuple(map(functools.partial(torch.where, over), cut, self._hidden))
-        self._hidden = cut
-
-    def update_normalization(self, obs: TensorDictBase) -> None:
-        """Count observations (n, ...) into the statistics of the spec's ``normalize``; the actor has them all."""
-
-    def _state(self, batch: int, hidden: Hidden | Tensor | None) -> State:
-        """The state of ``batch`` environments or sequences: what rsl_rl stored, or zero."""
-        network, shapes = self._runs.module, self._state_shapes.items()
-        parts = _parts(hidden)
-        if parts is None:
-            where: Any = {"device": network.device, "dtype": network.dtype}
-            return {name: torch.zeros(batch, *shape, **where) for name, shape in shapes}  # type: ignore[arg-type]
-        return {
-            name: part.reshape(batch, *shape).to(network.dtype)  # type: ignore[arg-type]
-            for (name, shape), part in zip(shapes, parts, strict=True)
-        }
-
-    def _keep(self, state: State) -> None:
-        values = (state[name] for name in self._state_shapes)
-        self._hidden = tuple(value.reshape(1, value.shape[0], -1) for value in values)
-
-
-class Actor(_Part):
+class Actor(MemoryModule):
     """The policy of a composed model as an actor of rsl_rl.
 
     ``spec`` is a spec as text or path, ``allow``, ``seed`` as for `compose`, ``weights`` a checkpoint whose weights are
@@ -201,7 +130,7 @@ class Actor(_Part):
     ) -> Actor:
         """The actor of a ``model`` that was composed already; `__init__` composes one."""
         actor = cls.__new__(cls)
-        _Part.__init__(actor)
+        MemoryModule.__init__(actor)
         groups = list(dict.fromkeys([*obs_groups["actor"], *obs_groups["critic"]]))
         actor._adopt(model, obs, obs_groups, obs_set, output_dim, groups)
         return actor
@@ -251,7 +180,7 @@ class Actor(_Part):
         sequences = masks is not None and self.is_recurrent
         if masks is not None:
             refuse_no_sequences(masks)
-        observations = _picked(obs, self.keys, policy.read_keys, masks, sequences)
+        observations = picked(obs, self.keys, policy.read_keys, masks, sequences)
         inputs = Inputs(observations) if self._is_plain else policy.read(observations)
         state, after = None, {}
         if self.is_recurrent:
@@ -261,7 +190,7 @@ class Actor(_Part):
         if self._shares and stochastic_output:
             self._handed = (obs, outputs, after)
         if sequences:
-            outputs = {name: _unpadded(value, masks) for name, value in outputs.items()}  # type: ignore[arg-type]
+            outputs = {name: unpadded(value, masks) for name, value in outputs.items()}  # type: ignore[arg-type]
         elif self.is_recurrent:
             self._keep(after)
         act = self._act_alone if is_traced() else self._act
@@ -368,7 +297,7 @@ class Actor(_Part):
         )
 
 
-class Critic(_Part):
+class Critic(MemoryModule):
     """The critic of the model whose policy is the `Actor`, which alone has a spec.
 
     Its own config has ``class_name`` alone; a ``spec`` is taken if it is the actor's. What it reads of the policy is
@@ -425,7 +354,7 @@ class Critic(_Part):
         actor, critic = self.actor, self.critic
         sequences = masks is not None and self.is_recurrent
         state: State = {}
-        observations = _picked(obs, actor.keys, self._reads, masks, sequences)
+        observations = picked(obs, actor.keys, self._reads, masks, sequences)
         if self.is_recurrent:
             batch = next(iter(observations.values())).shape[0]
             state = self._state(batch, hidden_state if sequences else self._hidden)
@@ -436,7 +365,7 @@ class Critic(_Part):
         column = self._gives_column  # what it gives as it is, and rsl_rl takes
         value = values["value"] if column else critic.number_of(values).unsqueeze(-1)
         if sequences:
-            return _unpadded(value, masks)  # type: ignore[arg-type]
+            return unpadded(value, masks)  # type: ignore[arg-type]
         if self.is_recurrent:
             self._keep({**under("policy", after), **under("critic", more)})
         return value
@@ -453,39 +382,6 @@ class Critic(_Part):
             return handed
         share = share_of("policy", state) if policy.has_memory else None
         return self.actor.run(policy.read(observations), share, sequences)
-
-
-def _picked(
-    obs: TensorDictBase,
-    keys: Mapping[str, str],
-    names: Iterable[str],
-    masks: Tensor | None,
-    sequences: bool,
-) -> Tensors:
-    """The observations ``names``: (n, ...), or sequences (m, T, ...) of the padded (T, m, ...)."""
-    if sequences:
-        return {name: obs[keys[name]].transpose(0, 1) for name in names}
-    if masks is None:
-        return {name: obs[keys[name]] for name in names}
-    return {name: unpad_trajectories(obs[keys[name]], masks) for name in names}  # type: ignore[misc]
-
-
-def _parts(hidden: Hidden | Tensor | None) -> Hidden | None:
-    """A state of rsl_rl by its entries: a single one comes back from its storage as a tensor."""
-    return (hidden,) if isinstance(hidden, Tensor) else hidden
-
-
-def _over(dones: Tensor, hidden: Hidden) -> Tensor:
-    """Which environments (n, 1) are done, where the state is."""
-    return (dones.reshape(-1, 1) == 1).to(hidden[0].device)
-
-
-def _unpadded(value: Tensor, masks: Tensor) -> Tensor:
-    """Padded sequences (m, T, ...) as what was collected, (T, n, ...); ``masks`` (T, m) are true at each step."""
-    if masks.all():  # no episode ended: nothing was padded
-        return value.transpose(0, 1)
-    steps = masks.shape[0]
-    return value[masks.transpose(0, 1)].reshape(-1, steps, *value.shape[2:]).transpose(0, 1)
 
 
 def _normals(distribution: Distribution) -> GaussianDistribution | None:
