@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from composer.source.load import Source
 
 __all__ = ["PETTINGZOO", "NoModuleError", "PathError", "advice_on_missing", "allow_beside"]
-__all__ += ["allow_list", "allow_options", "check_environment", "check_trusted", "folders_beside"]
-__all__ += ["import_allowed", "import_extensions", "import_object", "import_trusted"]
+__all__ += ["allow_list", "allow_options", "check_environment", "check_trusted", "file_of"]
+__all__ += ["folders_beside", "import_allowed", "import_extensions", "import_object", "import_trusted"]
 
 # Before the colon of an environment's id: an environment that PettingZoo itself knows.
 PETTINGZOO = "pettingzoo"
@@ -197,6 +197,15 @@ def allow_beside(folders: Iterable[str], allow: Iterable[str]) -> None:
         finder = _Beside()
         sys.meta_path.append(finder)
     finder.add(list(folders), {entry.partition(".")[0] for entry in allow})
+
+
+def file_of(module: str) -> str | None:
+    """The file of the outermost package of ``module``, or of itself; nothing is imported."""
+    try:
+        spec = importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):
+        return None
+    return spec.origin if spec is not None and spec.has_location else None
 
 
 def folders_beside() -> list[str]:

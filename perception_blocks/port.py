@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from perception_blocks.words import Shape, Shapes, format_shape
 
 __all__ = [
     "InputShapeError",
@@ -20,9 +22,6 @@ __all__ = [
     "OutOfRangeError",
     "tell_out_of_range",
 ]
-
-Shape: TypeAlias = tuple[int | None, ...]
-Shapes: TypeAlias = Sequence[Shape]
 
 
 @dataclass(frozen=True)
@@ -106,16 +105,6 @@ def as_port(value: Port | Shape | Sequence[int | None]) -> Port:
 def as_shape(value: Port | Shape | Sequence[int | None]) -> Shape:
     """The shape of a Port, or a bare shape."""
     return value.shape if isinstance(value, Port) else tuple(value)
-
-
-def format_shape(shape: Sequence[int | None]) -> str:
-    """A shape as a user would write it; a varying axis is a ``?``.
-
-    >>> format_shape((3, None))
-    '(3, ?)'
-    """
-    sizes = ["?" if size is None else str(size) for size in shape]
-    return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
 
 
 def _joined(items: Sequence[str]) -> str:

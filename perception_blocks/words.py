@@ -1,4 +1,4 @@
-"""Near names, listings and values in messages: one wording for both packages."""
+"""Near names, listings, values and shapes in messages: one wording for both packages."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import difflib
 import functools
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import islice
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from perception_blocks.synonyms import SYNONYMS, folded
 
 __all__ = [
+    "Shape",
+    "Shapes",
     "Suggestion",
     "describe",
     "listing",
     "few_of",
+    "format_shape",
     "joined",
     "did_you_mean",
     "hint",
@@ -34,6 +37,9 @@ __all__ = [
     "shortened",
     "wrapped",
 ]
+
+Shape: TypeAlias = tuple[int | None, ...]
+Shapes: TypeAlias = Sequence[Shape]
 
 MOST_CHARACTERS = 2_000  # of a message
 MOST_MESSAGES = 100
@@ -81,6 +87,16 @@ class Suggestion(str):
 
     def __reduce__(self) -> tuple:
         return (Suggestion, (self[:], self.word, self.instead))
+
+
+def format_shape(shape: Sequence[int | None]) -> str:
+    """A shape as a user would write it; a varying axis is a ``?``.
+
+    >>> format_shape((3, None))
+    '(3, ?)'
+    """
+    sizes = ["?" if size is None else str(size) for size in shape]
+    return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
 
 
 def joined(messages: Iterable[str]) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from composer.atomic import WriteError, replace_with
 from composer.diagram.dot import to_dot
@@ -14,8 +13,10 @@ from composer.diagram.html import to_html, to_svg
 from composer.diagram.mermaid import to_mermaid
 from composer.diagram.picture import Picture
 from composer.diagram.render import DrawError, render
-from composer.diagram.sketch import sketch
 from perception_blocks.words import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["DrawError", "draw", "format_of", "write_picture"]
 
@@ -38,6 +39,8 @@ def draw(net: nn.Module, path: str | os.PathLike[str], *, format: str | None = N
 
     Raises ValueError for an unknown format, a file that cannot be written, and plain PyTorch, which has no graph.
     """
+    from composer.diagram.sketch import sketch
+
     format_of(Path(path), format)  # before the picture is made
     picture = getattr(net, "picture", None)  # of what is no graph of blocks
     return write_picture(sketch(net) if picture is None else picture(), path, format)

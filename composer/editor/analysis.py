@@ -10,11 +10,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path as FilePath
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -27,15 +27,9 @@ from composer.build.policy_and_critic import build_policy_and_critic
 from composer.build.untouched import faults_of_untouched
 from composer.dataflow.calls.call_spec import read_experiment
 from composer.dataflow.calls.experiment import is_experiment, registered_spec
+from composer.editor.checked import Checked, Outline
 from composer.editor.environments import MadeSpaces, SpaceKeeper
-from composer.editor.facts import (
-    NodesByPath,
-    ValuesByPath,
-    facts_of,
-    known_values,
-    with_outputs,
-    with_shapes,
-)
+from composer.editor.facts import facts_of, known_values, with_outputs, with_shapes
 from composer.editor.given import Given, Settings, given_spaces
 from composer.editor.memory import Memory
 from composer.editor.mend import mended_data, mended_texts
@@ -58,37 +52,29 @@ from perception_blocks.words import sparing
 
 __all__ = ["Analyser", "Analysis", "analyse", "analyse_source"]
 
-Stage = Literal["syntax", "structure", "shapes"]
 GivenTo: TypeAlias = "Callable[[ModelSpec, str], Given]"
 NO_FILES: Mapping[str, str] = MappingProxyType({})
 MOST_FILES = 16  # that are remembered
 
 
 @dataclass(frozen=True)
-class Analysis:
-    """What is known of one text.
+class Analysis(Checked):
+    """What is known of one text, with what was read and built of it.
 
     ``problems`` are those of `composer.compose`; where the structure is wrong, also those of blocks and settings of
-    nodes in which it is good. ``index`` says where keys and values are written (`Source.span`, `Source.at`); of a text
-    that is no YAML, of what it was probably meant to be. ``nodes`` and ``values`` are by the path of a node, a network
-    or a nested graph. ``environment`` is the id, or the checkpoint, whose ``spaces`` the shapes follow from; where it
-    is None, ``unknown`` says why. ``networks`` has policies and critics, templates as graphs. ``stage`` is how far it
-    went: a text that is no YAML ends at "syntax". ``parameters`` are counted by policy and critic where there is no
-    problem.
+    nodes in which it is good. ``spaces`` are those of the ``environment``. ``networks`` has policies and critics,
+    templates as graphs.
     """
 
-    problems: tuple[Problem, ...]
     index: Source
-    nodes: NodesByPath = field(default_factory=dict)
-    values: ValuesByPath = field(default_factory=dict)
-    params: Mapping[str, object] = field(default_factory=dict)
-    environment: str | None = None
-    stage: Stage = "syntax"
-    unknown: str = ""
     spec: ModelSpec | None = None
     spaces: Spaces | None = None
-    parameters: Mapping[str, int] = field(default_factory=dict)
     networks: tuple[NetworkSpec, ...] = ()
+
+    def plain(self) -> Checked:
+        """What of it another process can read."""
+        kept = {each.name: getattr(self, each.name) for each in fields(Checked)}
+        return Checked(**{**kept, "index": Outline.of(self.index)})
 
 
 class Analyser:

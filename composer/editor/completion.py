@@ -10,12 +10,10 @@ from composer.editor.choices import choices
 from composer.editor.cursor import Cursor
 from composer.editor.names import Names
 from composer.errors import Path
-from composer.reference.help import GRAPHS, setting_of_block, summary_of
 from composer.spec.keys import PARTS
-from perception_blocks.port import Shape, format_shape
-from perception_blocks.registry import BLOCKS
+from perception_blocks.words import Shape, format_shape
 
-__all__ = ["Known", "Proposal", "proposals"]
+__all__ = ["Known", "Proposal", "Reference", "proposals"]
 
 Shapes: TypeAlias = Mapping[str, "Shape | None"]
 
@@ -24,6 +22,14 @@ _READ = ("in", "same_as", "shares")
 _OBSERVED = ("observations", "ignore", "normalize")
 _MODEL_PATHS = ("freeze",)
 _KEYS_ARE_MODEL_PATHS = ("weights", "learning_rate_scale")
+
+
+class Reference(NamedTuple):
+    """What may be written: the JSON Schema, and of each block or kind of graph its summary and its settings' lines."""
+
+    schema: Mapping[str, object]
+    summaries: Mapping[str, str] = {}
+    settings: Mapping[str, Mapping[str, str]] = {}
 
 
 class Known(NamedTuple):
@@ -44,16 +50,16 @@ class Proposal(NamedTuple):
     detail: str = ""
 
 
-def proposals(schema: Mapping[str, object], cursor: Cursor, known: Known) -> list[Proposal]:
+def proposals(reference: Reference, cursor: Cursor, known: Known) -> list[Proposal]:
     """What may be typed at ``cursor``, of what begins with its prefix."""
     if (match := _PARAM.search(cursor.prefix)) is not None:
         return list(_params(match, known))
     if cursor.key is None:
-        found = list(_keys(schema, cursor, known))
+        found = list(_keys(reference, cursor, known))
     else:
-        found = list(_names(cursor, known)) or list(_values(schema, cursor))
+        found = list(_names(cursor, known)) or list(_values(reference, cursor))
         if not found and cursor.in_block_list:
-            found = list(_keys_of_entry(schema, cursor))
+            found = list(_keys_of_entry(reference.schema, cursor))
     return [each for each in found if each.label.startswith(cursor.prefix)]
 
 
@@ -71,12 +77,12 @@ def _params(match: re.Match[str], known: Known) -> Iterator[Proposal]:
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
-def _keys(schema: Mapping[str, object], cursor: Cursor, known: Known) -> Iterator[Proposal]:
-    allowed = choices(schema, cursor.path, cursor.mappings, "object")
-    block = cursor.beside.get("block", "")
+def _keys(reference: Reference, cursor: Cursor, known: Known) -> Iterator[Proposal]:
+    allowed = choices(reference.schema, cursor.path, cursor.mappings, "object")
+    settings = reference.settings.get(cursor.beside.get("block", ""), {})
     for name in allowed.names:
         if name not in cursor.beside:
-            detail = _of_setting(block, name) or allowed.describe(name)
+            detail = settings.get(name, "").partition(": ")[2] or allowed.describe(name)
             yield _key(cursor, name, detail)
     if cursor.path[-1:] and cursor.path[0] in _KEYS_ARE_MODEL_PATHS:
         for path in _model_paths(known.names):
@@ -97,23 +103,18 @@ def _key(cursor: Cursor, name: str, detail: str) -> Proposal:
     return Proposal(name, "key", insert, len(cursor.prefix), detail)
 
 
-def _of_setting(block: str, name: str) -> str:
-    line = setting_of_block(block, name) if block in BLOCKS else None
-    return (line or "").partition(": ")[2]
-
-
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def _values(schema: Mapping[str, object], cursor: Cursor) -> Iterator[Proposal]:
-    path = (*cursor.path, str(cursor.key))
+def _values(reference: Reference, cursor: Cursor) -> Iterator[Proposal]:
+    schema, path = reference.schema, (*cursor.path, str(cursor.key))
     listed = choices(schema, path, cursor.mappings).values
     listed += choices(schema, (*path, 0), cursor.mappings).values
     if cursor.key == "block" and "template" in cursor.path:
-        listed += [*BLOCKS, *GRAPHS]
+        listed += reference.summaries
     for word in dict.fromkeys(map(_word, listed)):
-        is_block = cursor.key == "block" and (word in BLOCKS or word in GRAPHS)
-        detail = summary_of(word) if is_block else ""
+        is_block = cursor.key == "block" and word in reference.summaries
+        detail = reference.summaries[word] if is_block else ""
         yield _value(cursor, word, "block" if is_block else "value", detail)
 
 

@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from composer.errors import Path
+from composer.source.parse import BOM
 
-__all__ = ["Cursor", "cursor_at"]
+__all__ = ["YAML_BREAK", "Cursor", "cursor_at", "yaml_lines"]
+
+# YAML ends a line in more places than an editor does.
+YAML_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 # A key of a block mapping: 'latent:', 'in: observation', '"a key":'.
 _KEY = re.compile(r"""("[^"]*"|'[^']*'|[^\s#{}\[\],:"'&*!|>%@`-][^#{}\[\],:"']*?)\s*:(?=\s|$)""")
@@ -22,6 +26,11 @@ _BLOCK_TEXT = re.compile(
 _PIECE = re.compile(r"""[^{}\[\],:#"'\s]+|.""")
 _COLON_BEHIND = re.compile(r"""\w*["']?\s*:(\s|$)""")
 _BLOCK_MAPPING, _BLOCK_LIST = "block mapping", "block list"
+
+
+def yaml_lines(text: str) -> list[str]:
+    """The lines of a text as YAML has them, without their ends."""
+    return YAML_BREAK.split(text.removeprefix(BOM))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What an editor shows of a spec beside its text: hovers, hints, symbols and lenses."""
+"""What an editor shows of a spec beside its text: hints, symbols and lenses."""
 
 from __future__ import annotations
 
@@ -7,31 +7,23 @@ from functools import cached_property
 
 from lsprotocol import types as lsp
 
-from composer.editor.analysis import Analysis
-from composer.editor.choices import choices
-from composer.editor.completion import Known
-from composer.editor.facts import NodeFacts
-from composer.editor.names import PARAMS
+from composer.editor.checked import ARROW, Checked, NodeFacts
 from composer.editor.places import Places
-from composer.errors import Path, Position, Span
-from composer.reference.help import GRAPHS, describe_block, setting_of_block
+from composer.errors import Path, Span
 from composer.spec.keys import PARTS
-from perception_blocks.port import Shape, format_shape
-from perception_blocks.registry import BLOCKS
+from perception_blocks.words import format_shape
 
 __all__ = ["DRAW", "Described"]
 
 DRAW = "composer.draw"  # the command of the lens
-ARROW = "\N{RIGHTWARDS ARROW}"
 MOST_LEVELS = 8  # of symbols
 
 
 class Described:
-    """One analysed text: ``file`` is its name in problems, ``places`` are those of the very text."""
+    """One text that was checked: ``file`` is its name in problems, ``places`` are those of the very text."""
 
-    def __init__(self, analysis: Analysis, known: Known, places: Places, file: str) -> None:
+    def __init__(self, analysis: Checked, places: Places, file: str) -> None:
         self.analysis = analysis
-        self.known = known
         self.places = places
         self.file = file
 
@@ -44,73 +36,6 @@ class Described:
     def _data(self) -> Mapping[str, object]:
         params = self.analysis.index.params
         return {**self.analysis.index.data, **({"params": params} if params else {})}
-
-    # --- hover -----------------------------------------------------------------------------------------------------
-
-    def hover(self, position: Position, schema: Mapping[str, object]) -> lsp.Hover | None:
-        """What is known of what stands at a place. Counts FLOPs of a node: not for the loop that reads messages."""
-        at = self.analysis.index.at(position)
-        if at is None:
-            return None
-        path, on_key = at
-        text = self._of_name(position) or self._of_place(path, on_key, schema)
-        span = self._span(path, on_key)
-        if not text or span is None:
-            return None
-        content = lsp.MarkupContent(lsp.MarkupKind.Markdown, text)
-        return lsp.Hover(content, self.places.range_of(span))
-
-    def _of_name(self, position: Position) -> str:
-        """The shape of a value that is read, or the value of a param."""
-        use = self.known.names.at(self.file, position)
-        if use is None or use.makes:
-            return ""
-        if use.scope == PARAMS:
-            if use.name not in self.analysis.params:
-                return ""
-            return f"`params.{use.name}` = {self.analysis.params[use.name]}"
-        shape = self.analysis.values.get(use.scope[:-1], {}).get(use.name)
-        return "" if shape is None else f"`{use.name}` {format_shape(shape)}"
-
-    def _of_place(self, path: Path, on_key: bool, schema: Mapping[str, object]) -> str:
-        node = self._node_at(path)
-        if node is not None and path in (node, (*node, "block")):
-            return self._of_node(node)
-        if node is not None and on_key and len(path) == len(node) + 1:
-            line = setting_of_block(self.analysis.nodes[node][0].block, str(path[-1]))
-            if line:
-                return line
-        return self._of_schema(path, schema)
-
-    def _node_at(self, path: Path) -> Path | None:
-        return next(
-            (p for n in range(len(path), 0, -1) if (p := path[:n]) in self.analysis.nodes), None
-        )
-
-    def _of_node(self, path: Path) -> str:
-        facts = self.analysis.nodes[path]
-        lines = [f"**{path[-1]}** `{facts[0].block}`: {_inputs_and_outputs(facts[0])}"]
-        counts = [] if facts[0].parameters is None else [f"{facts[0].parameters:,} parameters"]
-        flops = facts[0].flops()
-        counts += [] if flops is None else [f"{flops:,} FLOPs for one observation"]
-        lines += [", ".join(counts)] if counts else []
-        if len({fact.path for fact in facts}) > 1:
-            lines.append(f"built {len(facts)} times")
-        block = facts[0].block
-        if block in BLOCKS or block in GRAPHS:
-            lines += ["---", f"```text\n{describe_block(block, 100)}\n```"]
-        return "\n\n".join(lines)
-
-    def _of_schema(self, path: Path, schema: Mapping[str, object]) -> str:
-        """What the schema says of a key."""
-        if not path or not isinstance(path[-1], str):
-            return ""
-        mappings = []
-        value: object = self._data
-        for part in path:
-            mappings.append(_texts(value))
-            value = _below(value, part)
-        return choices(schema, path[:-1], mappings, "object").describe(path[-1])
 
     # --- hints -----------------------------------------------------------------------------------------------------
 
@@ -207,16 +132,6 @@ class Described:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def _shape(shape: Shape | None) -> str:
-    return "?" if shape is None else format_shape(shape)
-
-
-def _inputs_and_outputs(facts: NodeFacts) -> str:
-    inputs = ", ".join(f"{name} {_shape(shape)}" for name, shape in facts.inputs.items())
-    outputs = ", ".join(map(format_shape, facts.outputs.values()))
-    return f"{inputs or 'nothing'} {ARROW} {outputs or 'not known'}"
-
-
 def _shapes_of(path: Path, facts: tuple[NodeFacts, ...]) -> str:
     """What a node gives; of heads and classes with the names of the outputs."""
     is_named = path[-1] == "_target_" or _is_head(path)
@@ -240,27 +155,3 @@ def _kind(path: Path, is_node: bool) -> lsp.SymbolKind:
     if path[0] == "params" and len(path) > 1:
         return lsp.SymbolKind.Constant
     return lsp.SymbolKind.Namespace if len(path) == 1 else lsp.SymbolKind.Field
-
-
-def _texts(value: object) -> dict[str, str]:
-    """The keys of a mapping and its values as texts, as a Cursor has them."""
-    if not isinstance(value, Mapping):
-        return {}
-    return {
-        str(key): "{"
-        if isinstance(child, Mapping)
-        else "["
-        if isinstance(child, list)
-        else str(child)
-        for key, child in value.items()
-    }
-
-
-def _below(value: object, part: str | int) -> object:
-    if isinstance(value, Mapping):
-        return value.get(part)
-    return (
-        value[part]
-        if isinstance(value, list) and isinstance(part, int) and part < len(value)
-        else None
-    )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lsprotocol import types as lsp
 
-from composer.editor.analysis import Analysis
+from composer.editor.checked import Checked
 from composer.editor.fixes import edit_of
 from composer.editor.places import Places
 from composer.errors import Position, Problem, Span
@@ -59,12 +59,12 @@ Find = Callable[[str | None], Target]
 """The file of a name in problems; of None the document that is checked."""
 
 
-def shown_problems(analysis: Analysis, find: Find) -> list[Shown]:
+def shown_problems(analysis: Checked, find: Find) -> list[Shown]:
     """The problems of an analysis, each at the words that are wrong."""
     return [_shown(analysis, problem, find) for problem in analysis.problems]
 
 
-def _shown(analysis: Analysis, problem: Problem, find: Find) -> Shown:
+def _shown(analysis: Checked, problem: Problem, find: Find) -> Shown:
     position = problem.position
     is_placed = position is not None and position.line is not None
     target = find(position.file if position is not None and is_placed else None)
@@ -110,7 +110,7 @@ def _extent(problem: Problem, span: Span | None, places: Places) -> tuple[int, i
 
 
 def _related(
-    analysis: Analysis, problem: Problem, find: Find
+    analysis: Checked, problem: Problem, find: Find
 ) -> Iterator[lsp.DiagnosticRelatedInformation]:
     for path, text in problem.related:
         span = analysis.index.span(path, True)
@@ -123,7 +123,7 @@ def _related(
 # --- what mends them --------------------------------------------------------------------------------------------------
 
 
-def _other_fix(analysis: Analysis, problem: Problem, document: Target) -> Fix | None:
+def _other_fix(analysis: Checked, problem: Problem, document: Target) -> Fix | None:
     """What mends a problem that has no near name."""
     if match := _UNREAD.match(problem.message):
         return _ignored(analysis, match["name"], document)
@@ -134,7 +134,7 @@ def _other_fix(analysis: Analysis, problem: Problem, document: Target) -> Fix | 
     return None
 
 
-def _ignored(analysis: Analysis, name: str, document: Target) -> Fix | None:
+def _ignored(analysis: Checked, name: str, document: Target) -> Fix | None:
     """Name an observation under `ignore`, in the document that is checked."""
     places = document.places
     title = f"Name {name!r} under 'ignore'"
@@ -159,7 +159,7 @@ def _ignored(analysis: Analysis, name: str, document: Target) -> Fix | None:
     return Fix(title, lsp.Range(at, at), f"\n{line}" if is_end else f"{line}\n", document.uri)
 
 
-def _behind_keys(analysis: Analysis, places: Places) -> int:
+def _behind_keys(analysis: Checked, places: Places) -> int:
     """The begin of the line behind the keys that stand before `ignore`, else of the first line with a key."""
     ends = []
     index = analysis.index
@@ -174,7 +174,7 @@ def _behind_keys(analysis: Analysis, places: Places) -> int:
     return len(places.text) if end < 0 else end + 1
 
 
-def _is_in(analysis: Analysis, position: Position) -> bool:
+def _is_in(analysis: Checked, position: Position) -> bool:
     """Whether a place is in the document that is checked, not in a file that it extends."""
     return position.file == (analysis.index.name or "")
 

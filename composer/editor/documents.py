@@ -5,25 +5,24 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 from pygls.workspace import PositionCodec
 
-from composer.editor.analysis import Analyser, Analysis
+from composer.editor.checked import Checked, Outline, Question
+from composer.editor.checker import LIMIT, Checker, CheckStoppedError
 from composer.editor.client_settings import ClientSettings
 from composer.editor.completion import Known
-from composer.editor.names import Names, Written
-from composer.editor.places import Places, yaml_lines
-from composer.editor.worker import Worker
-from composer.errors import SpecError
-from composer.source.files import MAX_BYTES, display_name, read_text, real_path
-from composer.source.parse import BOM, YamlParser
+from composer.editor.names import Names
+from composer.editor.places import Places
+from composer.errors import Problem
+from composer.source.files import MAX_BYTES, display_name, real_path
+from composer.source.parse import BOM
 
-__all__ = ["LONG", "Document", "Documents", "is_spec"]
+__all__ = ["Document", "Documents", "is_spec"]
 
 PAUSE = 0.06  # seconds without another change until a text is checked
-LONG = 30.0  # seconds: longer than an environment may take
 _SUFFIX = ".composer.yaml"
 _COMMENT = re.compile(r"\s*#\s*composer:")
 _KINDS = "policy|model|network|calls"  # of specs, by a key that each has
@@ -52,7 +51,9 @@ def _has_key(text: str, names: str) -> bool:
 
 @dataclass
 class Document:
-    """An open document. ``analysis`` is of ``checked``, a text that was the newest then.
+    """An open document. ``analysis`` and ``names`` are of ``checked``, a text that was the newest then.
+
+    ``ready`` and ``named`` are set while that is still the newest text and they are known.
 
     ``known`` is from the last text that could be read: completion does not wait for a check.
     """
@@ -62,12 +63,12 @@ class Document:
     places: Places
     version: int | None = None
     is_spec: bool = False
-    analysis: Analysis | None = None
+    analysis: Checked | None = None
     checked: Places | None = None
+    names: Names = field(default_factory=lambda: Names({}))
     known: Known = field(default_factory=Known)
-    ready: asyncio.Event = field(
-        default_factory=asyncio.Event
-    )  # set while the newest text is checked
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    named: asyncio.Event = field(default_factory=asyncio.Event)
     pending: asyncio.Task | None = None
     real_path: str = field(init=False)
 
@@ -99,21 +100,19 @@ class Documents:
     """The open documents, and their checks: of several changes in a short time the last one is checked.
 
     ``checked`` is told of each document after its check, and whether its own text had changed; ``failed`` of a fault of
-    this library; ``waits`` that the checks do not go on, once until they do.
+    this library. A check that takes longer than ``limit`` seconds is ended.
     """
 
     def __init__(
         self,
         checked: Callable[[Document, bool], None],
         failed: Callable[[Document, Exception], None],
-        waits: Callable[[], None],
+        limit: float = LIMIT,
     ) -> None:
-        self.worker = Worker()
+        self.checker = Checker(self._ended, limit)
         self.settings = ClientSettings()
         self.checks = 0
-        self._checked, self._failed, self._waits = checked, failed, waits
-        self._is_said = False  # that the checks do not go on
-        self._analyser = Analyser()
+        self._checked, self._failed = checked, failed
         self._by_uri: dict[str, Document] = {}
 
     def __iter__(self) -> Iterator[Document]:
@@ -150,12 +149,10 @@ class Documents:
             if document.pending is not None:
                 document.pending.cancel()
             document.ready.set()
-            self._analyser_forgets(document)
+            document.named.set()
+            self.checker.tell("forget", document.path)
             self.file_changed(document.real_path)
         return document
-
-    def _analyser_forgets(self, document: Document) -> None:
-        self.worker.run(lambda: self._analyser.forget(document.path))
 
     def _take(self, document: Document, pause: float) -> None:
         """Check a new text of a document, and again the specs that extend it."""
@@ -182,79 +179,69 @@ class Documents:
         if document.pending is not None:
             document.pending.cancel()
         document.ready.clear()
+        document.named.clear()
         document.pending = asyncio.create_task(self._check(document, pause, is_changed))
 
     async def _check(self, document: Document, pause: float, is_changed: bool) -> None:
         await asyncio.sleep(pause)
-        places, analysis = document.places, None
+        places, question = document.places, self._question(document)
         try:
-            if document.is_spec and not document.is_too_long:
-                self.checks += 1
-                analysis = await self._analysed(document)
-            document.analysis, document.checked = analysis, places
+            checked = await self._answer(document, question)
+            document.analysis, document.checked, document.names = checked, places, Names({})
             document.ready.set()
             self._checked(document, is_changed)
-            if analysis is not None:
-                document.known = await self.worker.run(partial(self._known, document, analysis))
+            if checked is not None and checked.stage != "check":
+                with suppress(CheckStoppedError):
+                    document.names = await self.checker.ask("names", question)
+                document.known = _known(document, checked)
         except Exception as error:  # a fault of ours, not of the spec
-            document.ready.set()
             self._failed(document, error)
+        document.ready.set()
+        document.named.set()
 
-    async def _analysed(self, document: Document) -> Analysis:
-        timer = asyncio.get_running_loop().call_later(LONG, self._say_that_it_waits)
+    async def _answer(self, document: Document, question: Question) -> Checked | None:
+        """What is known of a text; None of one that is no spec."""
+        if not document.is_spec or document.is_too_long:
+            return None
+        self.checks += 1
         try:
-            analysis = await self.worker.run(self._analysis(document))
-            self._is_said = False
-            return analysis
-        finally:
-            timer.cancel()
+            return await self.checker.ask("check", question, about=document.real_path)
+        except CheckStoppedError as error:
+            return _stopped(document, error)
 
-    def _say_that_it_waits(self) -> None:
-        if not self._is_said:
-            self._is_said = True
-            self._waits()
-
-    def _analysis(self, document: Document) -> Callable[[], Analysis]:
-        text, path, settings = document.text, document.path, self.settings
+    def _question(self, document: Document) -> Question:
         files = {other.path: other.text for other in self if other is not document}
-        return lambda: self._analyser.analyse(
-            text,
-            path,
-            allow=settings.allow,
-            environment=settings.environment,
-            files=files,
-            makes_environments=settings.makes_environments,
-        )
+        return Question(document.text, document.path, files, self.settings)
 
-    async def newest(self, uri: str) -> Document | None:
+    def _ended(self, about: object) -> None:
+        """Check all others again, of which the new process knows nothing; not those that would end it too."""
+        for document in self:
+            is_bad = document.analysis is not None and document.analysis.stage == "check"
+            if document.real_path != about and not is_bad:
+                self._check_later(document, 0.0, False)
+
+    async def newest(self, uri: str, with_names: bool = False) -> Document | None:
         """The document once its newest text is checked; None if it is closed, or no spec."""
-        while (document := self._by_uri.get(uri)) is not None and not document.ready.is_set():
-            await document.ready.wait()
-        return document if document is not None and document.analysis is not None else None
+        while (document := self._by_uri.get(uri)) is not None:
+            done = document.named if with_names else document.ready
+            if done.is_set():
+                return document if document.analysis is not None else None
+            await done.wait()
+        return None
 
-    # --- names -----------------------------------------------------------------------------------------------------
 
-    def _known(self, document: Document, analysis: Analysis) -> Known:
-        """What completion knows; of a text that has no names its last ones."""
-        names = self.names(document, analysis)
-        if not names.uses:
-            names = document.known.names
-        values = analysis.values or document.known.values
-        params = analysis.params or document.known.params
-        return Known(values, params, names)
+def _stopped(document: Document, error: CheckStoppedError) -> Checked:
+    """What there is to say of a check that was ended, where the text names the module in which it was."""
+    text = f"the check of this spec {error}; change the module or this text to begin it again"
+    match = error.module and re.search(rf"\b{re.escape(error.module)}\b", document.text)
+    place = None
+    if match:
+        place = document.places.position(document.places.at(match.start()), document.file)
+    return Checked((Problem(text, (), place),), Outline(document.file), stage="check")
 
-    def names(self, document: Document, analysis: Analysis) -> Names:
-        """The names in the files of a spec; none where its own text is no YAML."""
-        files: dict[str, Written] = {}
-        for file in dict.fromkeys([document.file, *analysis.index.files]):
-            other = self.at(file)
-            try:
-                text = other.text if other else read_text(file, None)
-                root = YamlParser(file, []).parse(text.removeprefix(BOM))
-            except SpecError:
-                if file == document.file:
-                    return Names({})
-                continue
-            if root is not None and isinstance(root.value, dict):
-                files[file] = Written(root, yaml_lines(text))
-        return Names(files)
+
+def _known(document: Document, checked: Checked) -> Known:
+    """What completion knows; of a text that has no names its last ones."""
+    names = document.names if document.names.uses else document.known.names
+    values = checked.values or document.known.values
+    return Known(values, checked.params or document.known.params, names)

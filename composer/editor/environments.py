@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import NamedTuple
 
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import read_record
+from composer.editor.child import command_of, end_group
 from composer.errors import MissingExtraSpecError, Path, Position, Problem, SpecError
 from composer.spaces.json_form import spaces_from_json
 from composer.spaces.lookup import Spaces
@@ -27,12 +26,6 @@ RETRY_AFTER = (
     30.0  # seconds until what failed is tried again: a library may have been installed since
 )
 MOST_KEPT = 64
-_CODE = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from composer.editor.space_process import main
-main()
-"""
 
 
 class SpacesUnknownError(Exception):
@@ -68,7 +61,7 @@ class SpaceKeeper:
         """End the process that makes an environment, if there is one; none is started from here on."""
         self._closed = True
         if self._process is not None:
-            _kill(self._process)
+            end_group(self._process)
 
     def of_environment(
         self, environment: str, allow: Sequence[str], path: Path, position: Position | None
@@ -115,9 +108,8 @@ class SpaceKeeper:
 
     def _made(self, environment: str, allow: Sequence[str]) -> MadeSpaces | _Failure:
         asked = {"environment": [environment], "allow": list(allow), "folders": folders_beside()}
-        command = [sys.executable, "-P", "-c", _CODE, json.dumps(sys.path)]
         process = subprocess.Popen(
-            command,
+            command_of("composer.editor.space_process"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -126,7 +118,7 @@ class SpaceKeeper:
         )
         self._process = process
         if self._closed:  # by another thread
-            _kill(process)
+            end_group(process)
         try:
             written, _ = process.communicate(json.dumps(asked), self.time_limit)
             answer = json.loads(written)
@@ -149,14 +141,6 @@ class SpaceKeeper:
 
 def _end(process: subprocess.Popen[str]) -> None:
     """End a process and all that it has started."""
-    _kill(process)
+    end_group(process)
     with contextlib.suppress(BrokenPipeError, ValueError):
         process.communicate()
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()

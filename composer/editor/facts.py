@@ -1,11 +1,11 @@
-"""What is known of a spec's nodes, in words and numbers that an editor shows."""
+"""What is known of a spec's nodes, from what was built of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
 
 from composer.build.context import BuildNotes
+from composer.editor.checked import NodeFacts, NodesByPath, ValuesByPath
 from composer.errors import Path
 from composer.network.network import CustomNetwork
 from composer.spec.model_spec import NetworkSpec, NodeSpec
@@ -14,43 +14,7 @@ from composer.summary.rows import class_name, flops_of_class, flops_of_node
 from perception_blocks.graph.built import BuiltModule
 from perception_blocks.port import Port, Shape
 
-__all__ = ["NodeFacts", "NodesByPath", "ValuesByPath", "facts_of", "known_values"]
-__all__ += ["with_outputs", "with_shapes"]
-
-Shapes = Mapping[str, Shape | None]
-
-
-def _unknown() -> None:
-    return None
-
-
-@dataclass(frozen=True)
-class NodeFacts:
-    """A node, a head or a class of one network, as it was built; ``outputs`` are empty where it could not be.
-
-    ``path`` is where it is in the model (``("policy", "latent")``): several networks may be described by one part of a
-    spec, and one head may stand for several actions. ``inputs`` map what it reads to shapes, None where these are not
-    known. ``guessed``: as the text was probably meant, or as it was before a mistake.
-    """
-
-    block: str
-    inputs: Mapping[str, Shape | None]
-    outputs: Mapping[str, Shape]
-    parameters: int | None = None
-    path: NodePath = ()
-    guessed: bool = False
-    _count: Callable[[], int | None] = field(default=_unknown, repr=False, compare=False)
-
-    def flops(self) -> int | None:
-        """For one observation, counted now; None where they are not known. A multiply-add counts as two."""
-        return self._count()
-
-    def as_guess(self) -> NodeFacts:
-        return replace(self, guessed=True)
-
-
-NodesByPath = Mapping[Path, tuple[NodeFacts, ...]]
-ValuesByPath = Mapping[Path, Shapes]
+__all__ = ["facts_of", "known_values", "with_outputs", "with_shapes"]
 
 
 def facts_of(networks: Mapping[Path, NetworkSpec], notes: BuildNotes) -> NodesByPath:

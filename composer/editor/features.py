@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path as FilePath
 
 from lsprotocol import types as lsp
@@ -15,18 +14,16 @@ from pygls.exceptions import JsonRpcException
 from composer.diagram.drawing import write_picture
 from composer.diagram.picture import Picture
 from composer.diagram.render import DrawError
-from composer.diagram.sketch import sketch
-from composer.editor.analysis import Analysis
-from composer.editor.client_settings import ClientSettings, section_of
+from composer.editor.checker import CheckStoppedError
+from composer.editor.client_settings import section_of
 from composer.editor.completion import Proposal, proposals
-from composer.editor.cursor import cursor_at
+from composer.editor.cursor import cursor_at, yaml_lines
 from composer.editor.described import DRAW, Described
 from composer.editor.diagnostics import SOURCE, Fix, fixes_of
 from composer.editor.documents import Document
 from composer.editor.names import Names, Use
-from composer.editor.places import Places, yaml_lines
+from composer.editor.places import Places
 from composer.editor.server import Server
-from composer.model import compose
 
 __all__ = ["FIX_ALL", "language_server"]
 
@@ -58,7 +55,7 @@ def initialize(ls: Server, params: lsp.InitializeParams) -> None:
 
 async def initialized(ls: Server, params: lsp.InitializedParams) -> None:
     await ls.ask_for_settings()
-    await ls.schema()  # before the first completion
+    await ls.reference()  # before the first completion
 
 
 async def configured(ls: Server, params: lsp.DidChangeConfigurationParams) -> None:
@@ -94,27 +91,28 @@ async def files_changed(ls: Server, params: lsp.DidChangeWatchedFilesParams) -> 
 # --- what stands there ------------------------------------------------------------------------------------------------
 
 
-def _described(document: Document, names: Names | None = None) -> Described:
+def _described(document: Document) -> Described:
     assert document.analysis is not None
     assert document.checked is not None
-    known = document.known if names is None else document.known._replace(names=names)
-    return Described(document.analysis, known, document.checked, document.file)
-
-
-async def _names(ls: Server, document: Document) -> Names:
-    """The names of the newest text."""
-    assert document.analysis is not None
-    return await ls.documents.worker.run(partial(ls.documents.names, document, document.analysis))
+    return Described(document.analysis, document.checked, document.file)
 
 
 async def hover(ls: Server, params: lsp.HoverParams) -> lsp.Hover | None:
-    schema = await ls.schema()
-    document = await ls.documents.newest(params.text_document.uri)
+    document = await ls.documents.newest(params.text_document.uri, with_names=True)
     if document is None or document.checked is None:
         return None
-    described = _described(document, await _names(ls, document))
-    position = document.checked.position(params.position, document.file)
-    return await ls.documents.worker.run(partial(described.hover, position, schema))
+    places, file = document.checked, document.file
+    position = places.position(params.position, file)
+    use = document.names.at(file, position)
+    try:
+        said = await ls.documents.checker.ask("hover", document.path, position, use)
+    except CheckStoppedError as error:  # in a user's class, whose FLOPs are counted
+        ls.say(f"the hover {error}", lsp.MessageType.Warning)
+        return None
+    if said is None:
+        return None
+    content = lsp.MarkupContent(lsp.MarkupKind.Markdown, said.text)
+    return lsp.Hover(content, places.range_of(said.span))
 
 
 async def hints(ls: Server, params: lsp.InlayHintParams) -> list[lsp.InlayHint]:
@@ -145,12 +143,12 @@ async def complete(ls: Server, params: lsp.CompletionParams) -> lsp.CompletionLi
     nothing = lsp.CompletionList(False, [])
     if document is None or not document.is_spec or document.is_too_long:
         return nothing
-    schema = await ls.schema()
+    reference = await ls.reference()
     line, column = document.places.line_and_column(params.position)
     cursor = cursor_at(yaml_lines(document.text), line, column)
     if cursor is None:
         return nothing
-    proposed = proposals(schema, cursor, document.known)
+    proposed = proposals(reference, cursor, document.known)
     items = _items(proposed, document.places, params.position)
     return lsp.CompletionList(bool(cursor.prefix), items)
 
@@ -182,10 +180,10 @@ def _item(proposal: Proposal, number: int, where: lsp.Range) -> lsp.CompletionIt
 
 
 async def _use_at(ls: Server, uri: str, place: lsp.Position) -> tuple[Document, Names, Use] | None:
-    document = await ls.documents.newest(uri)
+    document = await ls.documents.newest(uri, with_names=True)
     if document is None or document.checked is None:
         return None
-    names = await _names(ls, document)
+    names = document.names
     use = names.at(document.file, document.checked.position(place, document.file))
     return None if use is None else (document, names, use)
 
@@ -300,12 +298,12 @@ async def draw(ls: Server, uri: str) -> str | None:
         ls.say(reason, lsp.MessageType.Warning)
         return None
     try:
-        picture = await ls.documents.worker.run(
-            partial(_picture, document.analysis, ls.documents.settings)
-        )
+        picture = await ls.documents.checker.ask("picture", document.path)
+        if not isinstance(picture, Picture):
+            raise DrawError(picture)
         path = os.path.join(ls.picture_folder(), f"{os.path.basename(document.path)}.html")
         await asyncio.to_thread(write_picture, picture, path)
-    except (ValueError, DrawError) as error:
+    except (ValueError, DrawError, CheckStoppedError) as error:
         ls.say(f"{document.file} cannot be drawn: {error}", lsp.MessageType.Error)
         return None
     window = ls.client_capabilities.window
@@ -323,20 +321,6 @@ def _why_not_drawn(document: Document | None) -> str:
     if document.analysis.problems:
         return "the spec has problems; mend them before it is drawn"
     return document.analysis.unknown
-
-
-def _picture(analysis: Analysis, settings: ClientSettings) -> Picture:
-    assert analysis.spaces is not None
-    observation_space, action_space = analysis.spaces
-    model = compose(
-        analysis.index,
-        observation_space=observation_space,
-        action_space=action_space,
-        allow=settings.allow,
-        device="meta",
-        seed=0,
-    )
-    return sketch(model)
 
 
 _Options = object

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from composer.editor.facts import NodeFacts, NodesByPath
+from composer.editor.checked import NodeFacts, NodesByPath
 from composer.editor.module_cache import ModuleCache
 from composer.errors import Path, Span
 from composer.source.load import Source

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from lsprotocol import types as lsp
 from pygls.workspace import PositionCodec
 
+from composer.editor.cursor import YAML_BREAK
 from composer.errors import Position, Span
 from composer.source.parse import BOM
 
-__all__ = ["Places", "yaml_lines"]
+__all__ = ["Places"]
 
-# YAML ends a line in more places than an editor does.
-_YAML_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _EDITOR_BREAK = re.compile("\r\n|[\n\r]")
 
 
@@ -25,7 +24,7 @@ class Places:
     def __init__(self, text: str, codec: PositionCodec) -> None:
         self.text = text
         self._codec = codec
-        self._yaml = _starts(text, _YAML_BREAK)
+        self._yaml = _starts(text, YAML_BREAK)
         self._editor = _starts(text, _EDITOR_BREAK)
         self._mark = 1 if text.startswith(BOM) else 0  # which YAML does not count
 
@@ -80,14 +79,9 @@ class Places:
 
     def end_of_line(self, offset: int) -> int:
         """The end of the line in which an index lies, without the spaces before it."""
-        found = _YAML_BREAK.search(self.text, offset)
+        found = YAML_BREAK.search(self.text, offset)
         end = found.start() if found else len(self.text)
         return max(offset, len(self.text[:end].rstrip()))
-
-
-def yaml_lines(text: str) -> list[str]:
-    """The lines of a text as YAML has them, without their ends."""
-    return _YAML_BREAK.split(text.removeprefix(BOM))
 
 
 def _starts(text: str, breaks: re.Pattern[str]) -> Sequence[int]:

@@ -1,6 +1,6 @@
 """The language server: an editor asks on stdin and is answered on stdout.
 
-One loop reads and answers; what takes time is done by one thread beside it.
+One loop reads and answers. It has neither torch nor anybody's modules: what needs them is asked of another process.
 """
 
 from __future__ import annotations
@@ -10,31 +10,29 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import BinaryIO
 
 from lsprotocol import types as lsp
 from pygls import uris
 from pygls.lsp.server import LanguageServer
 from pygls.workspace import PositionCodec
 
+from composer.editor.checker import IMPORT_LIMIT, CheckStoppedError
+from composer.editor.child import taken_streams
 from composer.editor.client_settings import ClientSettings, read_settings, section_of
+from composer.editor.completion import Reference
 from composer.editor.diagnostics import Shown, Target, problem_of_length, shown_problems
-from composer.editor.documents import LONG, Document, Documents
+from composer.editor.documents import Document, Documents
 from composer.editor.places import Places
 from composer.errors import SpecError
-from composer.reference.schema import json_schema
-from composer.reference.targets import allowed_modules
-from composer.source.files import read_text
-from composer.trust import NoModuleError, allow_beside, allow_list, import_allowed
+from composer.source.files import names_a_folder, read_text
+from composer.trust import allow_list
 
 __all__ = ["Server", "serve"]
 
 _ASKS_FOR_PARENT = 5.0  # seconds between two looks whether the editor is there
-_SWITCH = (
-    0.0005  # seconds that the thread of checks may keep the loop waiting; Python's own 0.005 add up
-)
+_LOOKS_AT_MODULES = 1.0  # the same, whether an allowed module has changed
 
 
 class Server(LanguageServer):
@@ -47,13 +45,14 @@ class Server(LanguageServer):
             lsp.TextDocumentSyncKind.Full
         )  # a spec is small; ranges are counted differently by editors
         super().__init__("composer", __version__, text_document_sync_kind=whole_texts)
-        self.documents = Documents(self._checked, self._failed, self._waits)
+        self.documents = Documents(self._checked, self._failed)
         self.shown: dict[str, list[Shown]] = {}  # by the document that was checked
         self.settings = ClientSettings()
         self._allow = allow
         self._published: set[str] = set()
-        self._schema: asyncio.Future[Mapping[str, object]] | None = None
-        self._imported: frozenset[str] = frozenset()
+        self._wanted = ClientSettings()  # with modules that cannot be imported
+        self._reference: asyncio.Task[Reference] | None = None
+        self._sources: frozenset[str] = frozenset()  # that the reference is of
         self._tasks: set[asyncio.Task] = set()
         self._folder: str | None = None
 
@@ -62,6 +61,7 @@ class Server(LanguageServer):
     def begin(self, params: lsp.InitializeParams) -> None:
         """Take the settings of a client that has just come."""
         self.configure(section_of(params.initialization_options) or {})
+        self._keep(self._look_at_modules())
         if params.process_id is not None:
             self._keep(self._end_with(params.process_id))
 
@@ -84,23 +84,43 @@ class Server(LanguageServer):
             allow, problems = self._allow, [*problems, f"composer.allow: {error}"]
         for problem in problems:
             self.say(problem, lsp.MessageType.Warning)
-        self.settings = settings._replace(allow=allow)
-        self._schema = None
-        allow_beside([self._full_path(folder) for folder in settings.path], allow)
-        self._keep(self._import_allowed(allow))
+        path = tuple(map(self._full_path, settings.path))
+        self._wanted = settings._replace(allow=allow, path=path)
+        self._begin_checks()
+
+    def _begin_checks(self) -> None:
+        """Import all allowed modules, and check all documents."""
+        self.settings, self._reference = self._wanted, None
+        self._keep(self._import_allowed(self.settings))
         self.documents.settings_changed(self.settings)
 
-    async def _import_allowed(self, allow: tuple[str, ...]) -> None:
+    async def _import_allowed(self, wanted: ClientSettings) -> None:
         """Import the allowed modules; one that cannot be imported is said once, and left out."""
-        failed = await self.documents.worker.run(
-            lambda: dict(filter(None, map(_failure_of, allow)))
-        )
+        modules = [entry for entry in wanted.allow if not names_a_folder(entry)]
+        failed = {each: why for each in modules if (why := await self._failure(each, wanted))}
         for module, reason in failed.items():
             self.say(f"composer.allow: {module}: {reason}", lsp.MessageType.Error)
-        if failed and self.settings.allow == allow:
-            rest = tuple(module for module in allow if module not in failed)
-            self.settings = self.settings._replace(allow=rest)
+        if failed and self.settings == wanted:
+            rest = tuple(module for module in wanted.allow if module not in failed)
+            self.settings = wanted._replace(allow=rest)
             self.documents.settings_changed(self.settings)
+
+    async def _failure(self, module: str, settings: ClientSettings) -> str | None:
+        """Why a module cannot be imported."""
+        checker = self.documents.checker
+        try:
+            await checker.ask("find_module", module, settings)
+            return await checker.ask("import_module", module, settings, limit=IMPORT_LIMIT)
+        except CheckStoppedError as error:
+            return f"its import {error}; change the module to begin it again"
+
+    async def _look_at_modules(self) -> None:
+        """Begin anew whenever an allowed module has changed: Python keeps the one that it has imported."""
+        while True:
+            await asyncio.sleep(_LOOKS_AT_MODULES)
+            if self.documents.checker.is_outdated:
+                self.documents.checker.restart()
+                self._begin_checks()
 
     def _full_path(self, folder: str) -> str:
         root = self.workspace.root_path or os.getcwd()
@@ -117,7 +137,8 @@ class Server(LanguageServer):
                 self.end(1)
 
     def end(self, status: int) -> None:
-        """End the process at once: a check may be in a user's class that never returns."""
+        """End the process at once, and the one of checks, which may be in a user's class that never returns."""
+        self.documents.checker.restart()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         sys.stdout.flush()
@@ -141,17 +162,19 @@ class Server(LanguageServer):
     def codec(self) -> PositionCodec:
         return self.workspace.position_codec
 
-    def schema(self) -> asyncio.Future[Mapping[str, object]]:
-        """The JSON Schema of specs, with what allowed modules register and the arguments of their networks.
+    async def reference(self) -> Reference:
+        """What may be written, with what allowed modules register and the arguments of their networks.
 
         It is made again where a check has imported more of them since.
         """
-        allow = self.settings.allow
-        imported = allowed_modules(allow)
-        if self._schema is None or self._schema.cancelled() or imported != self._imported:
-            self._imported = imported
-            self._schema = self.documents.worker.run(partial(_schema_with, allow))
-        return self._schema
+        checker = self.documents.checker
+        sources, old = frozenset(checker.files), self._reference
+        has_failed = old is not None and old.done() and (old.cancelled() or old.exception())
+        if old is None or has_failed or sources != self._sources:
+            self._sources = sources
+            self._reference = asyncio.create_task(checker.ask("reference", self.settings))
+        assert self._reference is not None
+        return await asyncio.shield(self._reference)
 
     def picture_folder(self) -> str:
         """A folder for pictures, which is removed at the end."""
@@ -218,13 +241,6 @@ class Server(LanguageServer):
         if workspace and workspace.code_lens and workspace.code_lens.refresh_support:
             self.workspace_code_lens_refresh(None)
 
-    def _waits(self) -> None:
-        self.say(
-            f"a check takes longer than {LONG:g} seconds: a class or module that a spec names may never return; "
-            "nothing else is checked meanwhile; restart the server to stop it",
-            lsp.MessageType.Warning,
-        )
-
     def _failed(self, document: Document, error: Exception) -> None:
         """A fault of this library: it is said, and the next text is checked as ever."""
         import traceback
@@ -232,17 +248,6 @@ class Server(LanguageServer):
         traceback.print_exception(error)
         text = f"composer lsp cannot check {document.file}: {type(error).__name__}: {error}"
         self.say(text, lsp.MessageType.Error)
-
-
-def _failure_of(module: str) -> tuple[str, str] | None:
-    """The module, and why it cannot be imported; None where it can."""
-    try:
-        import_allowed([module])
-    except NoModuleError:
-        return module, f"there is no module {module!r}; is its folder in composer.path?"
-    except (Exception, SystemExit) as error:
-        return module, str(error) or type(error).__name__
-    return None
 
 
 def _is_alive(process: int) -> bool:
@@ -262,27 +267,8 @@ def serve(server: Server) -> None:
 
     What anything else prints, a user's module for instance, goes to stderr: stdout belongs to the protocol.
     """
-    stdin, stdout = _taken_streams()
-    sys.setswitchinterval(_SWITCH)
+    stdin, stdout = taken_streams()
     try:
         server.start_io(stdin, stdout)
     finally:
         server.end(server.status)
-
-
-def _taken_streams() -> tuple[BinaryIO, BinaryIO]:
-    """Standard input and output, which nothing else in this process, or in one that it starts, reads or writes."""
-    sys.stdout.flush()
-    stdin, stdout = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return stdin, stdout
-
-
-def _schema_with(allow: Sequence[str]) -> Mapping[str, object]:
-    try:
-        return json_schema(allow)
-    except Exception:  # a module that cannot be imported, which the client was told
-        return json_schema()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from composer.critic.central import PRESENT
 from composer.editor.analysis import Analysis
-from composer.editor.facts import NodeFacts
+from composer.editor.checked import NodeFacts
 from composer.errors import Path, Position
 from composer.network.network import ACTOR
 from composer.source.dump import dump_flow

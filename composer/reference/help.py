@@ -26,7 +26,7 @@ from perception_blocks.settings import Setting, describe, settings_of
 from perception_blocks.words import wrapped
 
 __all__ = ["GRAPHS", "Example", "default_of", "describe_block", "documentation"]
-__all__ += ["example_of", "list_blocks", "setting_of_block", "summary_of"]
+__all__ += ["example_of", "list_blocks", "setting_of_block", "settings_of_block", "summary_of"]
 
 INPUT_NAMES = ("first", "second", "third", "fourth", "fifth", "sixth")
 # The blocks of a spec that are graphs themselves, by `composer.spec.nodes.NESTED`.
@@ -221,12 +221,17 @@ def setting_of_block(block: str, name: str) -> str | None:
     >>> setting_of_block("dense", "bias")
     'bias: true or false (default: true), whether layers add a learned constant'
     """
+    return settings_of_block(block).get(name)
+
+
+def settings_of_block(block: str) -> dict[str, str]:
+    """The lines of the help about the settings of a registered block, by their names; none where it is not there."""
     try:
         known = BLOCKS.get(block)
     except (MissingExtraError, UnknownNameError):
-        return None
+        return {}
     settings, _ = settings_of(known)
-    return _setting_line(settings[name], name in known.from_ports) if name in settings else None
+    return {name: _setting_line(s, name in known.from_ports) for name, s in settings.items()}
 
 
 def _setting_line(setting: Setting, from_space: bool) -> str:

@@ -6,7 +6,7 @@ It applies `extends`, overrides and params, in this order, and does not know wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -133,6 +133,17 @@ class Source:
         root = _overridden(self._written, overrides, problems)
         folders = self._searched, self._registered
         return Source(root, self.name, self.files, problems, *folders, self.is_stored)
+
+    def walk(self) -> Iterator[tuple[Path, Located]]:
+        """Every value with its path, outer ones first."""
+        waiting: list[tuple[Path, Located]] = [((), self._root)]
+        while waiting:
+            path, node = waiting.pop()
+            yield path, node
+            if isinstance(node.value, dict):
+                waiting += [((*path, key), child) for key, child in node.value.items()]
+            elif isinstance(node.value, list):
+                waiting += [((*path, index), child) for index, child in enumerate(node.value)]
 
     def find_file(self, path: str) -> str:
         """The path of a file or folder that a setting names: beside the spec, or in a folder that the caller allows.

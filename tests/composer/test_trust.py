@@ -658,16 +658,20 @@ LISTED = {
     "composer.cli.watch": (
         {"importlib.util.find_spec": 2}, "packages whose names stand in the code",
     ),
+    "composer.editor.child": (
+        {"pickle": 4, "subprocess": 2, "sys.path": 1},
+        "a process of our own that imports from the same folders; both sides read what the other has sent, no file",
+    ),
+    "composer.editor.checks": ({"sys.modules": 1}, "the files of allowed modules that are imported; imports nothing"),
     "composer.editor.environments": (
-        {"subprocess": 8, "sys.path": 1},
-        "an environment that the caller has allowed, in a process of its own that imports from the same folders",
+        {"subprocess": 7}, "an environment that the caller has allowed, in a process of its own",
     ),
     "composer.training.environment": (
         {"multiprocessing": 2, "pickle": 2}, "sees whether an environment can be sent to another process; loads nothing",
     ),
     "composer.source.values": ({"sys.modules": 1}, "looks whether OmegaConf is there; imports nothing"),
     "composer.trust": (
-        {"importlib.import_module": 1, "importlib.util.find_spec": 1, "importlib.machinery.ModuleSpec": 2,
+        {"importlib.import_module": 1, "importlib.util.find_spec": 2, "importlib.machinery.ModuleSpec": 2,
          "importlib.machinery.PathFinder": 3, "sys.meta_path": 4},
         "the place where dotted paths are judged, before they are imported",
     ),

@@ -69,7 +69,7 @@ composer.dataflow.data: balance samples rows tokenizers datasets text_datasets |
 composer.dataflow.algorithms: packing optimization decoding models interfaces timeouts rewards classifier sft preference generation policy_gradient ppo | torch gymnasium transformers
 composer.dataflow.calls: experiment model_entries call_graph call_spec experiments overview |
 composer.dataflow.running: model_building schedule written text_files run_log run_folder local cluster worker on_ray session | torch gymnasium matplotlib ray
-composer.editor: fixes cursor choices names space_process environments given module_cache facts memory mend analysis asked_node why watch_look watch_files watch_opener watch_state watch_server completion places client_settings worker diagnostics described documents server features | torch starlette uvicorn watchfiles pygls lsprotocol
+composer.editor: fixes cursor choices names client_settings checked child space_process environments given module_cache facts memory mend analysis asked_node why hover watch_look watch_files watch_opener watch_state watch_server completion places checks checker diagnostics described documents server features | torch starlette uvicorn watchfiles pygls lsprotocol
 composer.cli: ctrl_c output loading write_out train runs prove run options lsp watch importing why probe differences schema_file init check commands | gymnasium
 composer: __main__ |
 """
@@ -91,6 +91,7 @@ TORCH_FREE = [
     "composer.spec.read",
     "composer.spec.network_file",
     "composer.importing.config",
+    "composer.editor.features",
     "composer.cli",
 ]
 

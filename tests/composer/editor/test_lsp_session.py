@@ -1,21 +1,15 @@
 """A session of the language server: settings, trust, many changes, hostile texts, and its end."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
-from threading import Event
 
 import pytest
 from lsprotocol import types as lsp
-from pygls.workspace import PositionCodec
 
-from composer.editor.analysis import Analysis
-from composer.editor.documents import Documents
-from composer.editor.server import Server, _is_alive
-from composer.source.load import load_source
+from composer.editor.server import _is_alive
 from tests.helpers.language_client import Editor
 from tests.helpers.paths import ROOT
 
@@ -160,50 +154,6 @@ def test_completion_does_not_wait_for_a_check(editor, uri):
         assert "n150" in {item.label for item in answer.items}
         editor.wait_until(lambda before=before: editor.published[uri] > before)
     assert min(times) < 0.1  # `make bench` has the numbers of a quiet machine
-
-
-def test_checks_that_do_not_go_on_are_said_once(monkeypatch):
-    """Until they do; those that were waiting are made then."""
-    done, said, checked = Event(), [], []
-    monkeypatch.setattr("composer.editor.documents.LONG", 0.01)
-    monkeypatch.setattr(
-        "composer.editor.documents.Analyser.analyse",
-        lambda *_, **__: done.wait(10) and Analysis((), load_source({})),
-    )
-
-    async def session():
-        documents = Documents(
-            lambda document, _: checked.append(document.uri),
-            fail,
-            lambda: said.append(len(checked)),
-        )
-        for uri in ("file:///a.yaml", "file:///b.yaml"):
-            documents.opened(uri, uri[7:], BARE, 1, PositionCodec())
-        while not said:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.03)
-        done.set()
-        while len(checked) < 2:
-            await asyncio.sleep(0.005)
-
-    def fail(document, error):
-        raise error
-
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(session())
-    loop.close()
-    assert (said, checked) == ([0], ["file:///a.yaml", "file:///b.yaml"])
-
-
-def test_what_is_said_of_a_check_that_does_not_end(monkeypatch):
-    said, server = [], Server()
-    monkeypatch.setattr(server, "say", lambda text, kind: said.append(text))
-    server.documents._say_that_it_waits()
-    server.documents._say_that_it_waits()
-    assert said == [
-        "a check takes longer than 30 seconds: a class or module that a spec names may never return; "
-        "nothing else is checked meanwhile; restart the server to stop it"
-    ]
 
 
 def test_a_document_that_is_opened_twice_is_one(editor, uri):

@@ -1,17 +1,15 @@
-import asyncio
-import threading
+import pickle
 
 import pytest
 from lsprotocol import types as lsp
 from pygls.workspace import PositionCodec
 
 from composer.editor.analysis import Analyser
-from composer.editor.completion import Known
+from composer.editor.cursor import yaml_lines
 from composer.editor.described import Described
 from composer.editor.diagnostics import Target, shown_problems
 from composer.editor.documents import is_spec
-from composer.editor.places import Places, yaml_lines
-from composer.editor.worker import Worker
+from composer.editor.places import Places
 from composer.errors import Position, Span
 from tests.helpers.paths import ROOT, TESTS
 
@@ -90,25 +88,6 @@ def test_which_texts_are_specs(text, expected):
     assert is_spec(text, "any.composer.yaml")
 
 
-def test_jobs_run_one_after_the_other_and_raise_where_they_are_awaited():
-    async def use():
-        worker, order = Worker(), []
-        gate = threading.Event()
-        first = worker.run(gate.wait)
-        left_out = worker.run(lambda: order.append("left out"))
-        left_out.cancel()
-        last = worker.run(lambda: order.append("last"))
-        gate.set()
-        await asyncio.gather(first, last)
-        with pytest.raises(RuntimeError, match="SystemExit: 3"):
-            await worker.run(lambda: exit(3))
-        with pytest.raises(ZeroDivisionError):
-            await worker.run(lambda: 1 // 0)
-        return order
-
-    assert asyncio.run(use()) == ["last"]
-
-
 SPECS = sorted((TESTS / "specs" / "bad").glob("*/*.yaml"))
 
 
@@ -126,6 +105,7 @@ def test_every_problem_is_shown_somewhere_in_its_file(path):
         return Target("own", places) if file in (None, str(path)) else Target("other", places)
 
     shown = shown_problems(analysis, find)
+    assert shown_problems(pickle.loads(pickle.dumps(analysis.plain())), find) == shown
     assert len(shown) == len(analysis.problems)
     for each in shown:
         where = each.diagnostic.range
@@ -134,7 +114,7 @@ def test_every_problem_is_shown_somewhere_in_its_file(path):
             assert (
                 text[places.index_of(where.start) : places.index_of(where.end)] == each.problem.word
             )
-    described = Described(analysis, Known(), places, str(path))
+    described = Described(analysis.plain(), places, str(path))
     list(described.hints())
     for symbol in described.symbols():
         assert symbol.range.start <= symbol.selection_range.start
