@@ -152,7 +152,11 @@ class Editor:
         structured = self.client.protocol._converter.structure(
             {"jsonrpc": "2.0", "id": 0, "method": method, "params": params}, kind
         )
-        return self._run(self.client.protocol.send_request_async(method, structured.params))
+
+        async def ask() -> Any:  # in the loop of this client, not the current one of the thread
+            return await self.client.protocol.send_request_async(method, structured.params)
+
+        return self._run(ask())
 
     def command(self, params: lsp.ExecuteCommandParams) -> Any:
         return self._run(self.client.workspace_execute_command_async(params))
