@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["PETTINGZOO", "NoModuleError", "PathError", "advice_on_missing", "allow_beside"]
 __all__ += ["allow_list", "allow_options", "check_environment", "check_trusted", "file_of"]
-__all__ += ["folders_beside", "import_allowed", "import_extensions", "import_object", "import_trusted"]
+__all__ += [
+    "folders_beside",
+    "import_allowed",
+    "import_extensions",
+    "import_object",
+    "import_trusted",
+]
 
 # Before the colon of an environment's id: an environment that PettingZoo itself knows.
 PETTINGZOO = "pettingzoo"
