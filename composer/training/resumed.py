@@ -42,9 +42,11 @@ def restore(trainer: Trainer, saved: Saved, folder: RunFolder) -> None:
 
 def _refuse_other_form(saved: Any, expected: Any, path: str) -> None:
     """Raise ValueError if two states differ in more than values. The trainer itself checks what grows with time."""
-    if type(saved) is not type(expected):
+    if isinstance(saved, Tensor) and isinstance(expected, Tensor):
+        _refuse_other_tensor(saved, expected, path)
+    elif type(saved) is not type(expected):
         raise ValueError(f"{path} is a {type(saved).__name__}, not a {type(expected).__name__}")
-    if isinstance(expected, Mapping):
+    elif isinstance(expected, Mapping):
         if saved.keys() != expected.keys():
             differing = min(map(str, saved.keys() ^ expected.keys()))
             raise ValueError(f"{path or 'the trainer'} differs in {differing[:40]!r}")
@@ -55,8 +57,6 @@ def _refuse_other_form(saved: Any, expected: Any, path: str) -> None:
             raise ValueError(f"{path} has {len(saved)} entries, not {len(expected)}")
         for index, pair in enumerate(zip(saved, expected, strict=True)):
             _refuse_other_form(*pair, f"{path}/{index}")
-    elif isinstance(expected, Tensor):
-        _refuse_other_tensor(saved, expected, path)
     elif "/param_groups/" in path and saved != expected:  # what the settings of the run say
         raise ValueError(f"{path} is {shown(saved)}, not {expected}")
 
@@ -66,7 +66,7 @@ def _refuse_other_tensor(saved: Tensor, expected: Tensor, path: str) -> None:
         raise ValueError(
             f"{path} is {tuple(saved.shape)} of {saved.dtype}, not {tuple(expected.shape)} of {expected.dtype}"
         )
-    if bool((expected.isfinite() & ~saved.isfinite()).any()):
+    if bool((expected.isfinite().to(saved.device) & ~saved.isfinite()).any()):
         raise ValueError(f"{path} is NaN or infinite")
 
 

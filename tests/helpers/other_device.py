@@ -41,6 +41,16 @@ class Moved(torch.Tensor):
     def __repr__(self):
         return f"Moved({self.inner!r})"
 
+    def __reduce_ex__(self, protocol):
+        return self.inner.__reduce_ex__(protocol)  # a file has what map_location="cpu" makes of it
+
+    def __deepcopy__(self, memo):
+        copied = Moved(self.inner.clone()).requires_grad_(self.requires_grad)
+        if isinstance(self, torch.nn.Parameter):
+            copied = torch.nn.Parameter(copied, self.requires_grad)
+        memo[id(self)] = copied
+        return copied
+
     def tolist(self):
         return self.inner.tolist()
 
@@ -58,11 +68,13 @@ class Calls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and device is not None:
             return func(*args, **{**kwargs, "device": None}).to(device)
         if func is torch.Tensor.new_tensor:
-            return torch.tensor(args[1], dtype=args[0].dtype).to(args[0].device)
+            return torch.tensor(args[1], **{"dtype": args[0].dtype, **kwargs}).to(args[0].device)
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             args = (args[0], without_lists(args[1]), *args[2:])
         if func in CELLS:
             return CELLS[func](*args)
+        if func is torch.unravel_index:
+            return tuple(part.to(args[0].device) for part in func(args[0].cpu(), *args[1:], **kwargs))
         return func(*args, **kwargs)
 
 
@@ -142,6 +154,9 @@ def refuse_mixed(func, args, flat):
 class Backend(backend_registration._DummyBackendModule):
     def synchronize(self, *_):
         """Nothing: all is computed at once."""
+
+    def get_amp_supported_dtype(self):
+        return [torch.bfloat16]
 
 
 @contextmanager
