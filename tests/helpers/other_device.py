@@ -74,7 +74,9 @@ class Calls(TorchFunctionMode):
         if func in CELLS:
             return CELLS[func](*args)
         if func is torch.unravel_index:
-            return tuple(part.to(args[0].device) for part in func(args[0].cpu(), *args[1:], **kwargs))
+            return tuple(
+                part.to(args[0].device) for part in func(args[0].cpu(), *args[1:], **kwargs)
+            )
         return func(*args, **kwargs)
 
 
