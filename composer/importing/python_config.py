@@ -239,23 +239,7 @@ class _Module:
 
     def _class(self, item: ast.ClassDef) -> Located:
         """Its attributes and those of its bases, as its `__post_init__` leaves them."""
-        values: dict[str, Located] = {}
-        after: _Statements = []
-        elsewhere = None
-        for base in reversed([ast.unparse(base) for base in item.bases]):
-            known, body = self._held(base.split(".")), self._bodies.get(base)
-            self._count(1 if known is None else known.size, item)
-            if body is not None:
-                values, after = {**values, **body.values}, body.after
-            elif known is not None and isinstance(known.value, dict):
-                values |= known.value
-            elif known is None:
-                elsewhere = Located(base, self._at(item))
-        if elsewhere is not None:
-            values[BASE] = elsewhere
-        if CLASS not in values:  # the class of the library that it is at last
-            last = ast.unparse(item.bases[0]).rpartition(".")[2] if item.bases else item.name
-            values[CLASS] = Located(last, self._at(item))
+        values, after = self._inherited(item)
         outer, aliases = self.names, self._aliases
         attributes: dict[str, Located] = {}
         self.names, self._aliases = ChainMap(attributes, outer), {}
@@ -279,6 +263,27 @@ class _Module:
         if after:
             self._bodies[item.name] = _Body(values, after)
         return result
+
+    def _inherited(self, item: ast.ClassDef) -> tuple[dict[str, Located], _Statements]:
+        """What a class has of its bases: attributes, with `CLASS` and `BASE`, and the statements of a `__post_init__`."""
+        values: dict[str, Located] = {}
+        after: _Statements = []
+        elsewhere = None
+        for base in reversed([ast.unparse(base) for base in item.bases]):
+            known, body = self._held(base.split(".")), self._bodies.get(base)
+            self._count(1 if known is None else known.size, item)
+            if body is not None:
+                values, after = {**values, **body.values}, body.after
+            elif known is not None and isinstance(known.value, dict):
+                values |= known.value
+            elif known is None:
+                elsewhere = Located(base, self._at(item))
+        if elsewhere is not None:
+            values[BASE] = elsewhere
+        if CLASS not in values:  # the class of the library that it is at last
+            last = ast.unparse(item.bases[0]).rpartition(".")[2] if item.bases else item.name
+            values[CLASS] = Located(last, self._at(item))
+        return values, after
 
     # --- what is not followed -------------------------------------------------------------------------------------
 
