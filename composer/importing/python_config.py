@@ -265,7 +265,7 @@ class _Module:
         return result
 
     def _inherited(self, item: ast.ClassDef) -> tuple[dict[str, Located], _Statements]:
-        """What a class has of its bases: attributes, with `CLASS` and `BASE`, and the statements of a `__post_init__`."""
+        """What a class has of its bases: attributes, with `CLASS` and `BASE`, and the statements of `__post_init__`."""
         values: dict[str, Located] = {}
         after: _Statements = []
         elsewhere = None

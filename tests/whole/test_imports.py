@@ -54,7 +54,7 @@ composer.training: trainer telling environment evaluation curve records events v
 composer.training.actors: settings passes advantages rollout updates trainer | torch gymnasium numpy
 composer.adapters: reasons needs host local_ray | torch gymnasium numpy ray
 composer.adapters.sb3: policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
-composer.adapters.torchrl: fields distribution functions checks modules sequences models algorithm on_policy off_policy training | torch gymnasium numpy torchrl tensordict
+composer.adapters.torchrl: fields distribution functions checks copies modules sequences models algorithm on_policy off_policy training | torch gymnasium numpy torchrl tensordict
 composer.adapters.rsl_rl: groups checks exported memory models environments training | torch gymnasium numpy rsl_rl tensordict
 composer.adapters.rl_games: hosted checks environments models training | torch gymnasium numpy rl_games
 composer.adapters.skrl: checks composed agents runner training | torch gymnasium numpy skrl

@@ -28,10 +28,11 @@ from composer.adapters.torchrl.checks import (
     refuse_temperature,
     serves_choices,
 )
+from composer.adapters.torchrl.copies import ensemble_of
 from composer.adapters.torchrl.distribution import ComposedDistribution
 from composer.adapters.torchrl.fields import Encoding, Key
 from composer.adapters.torchrl.functions import critic_of, state_specs
-from composer.adapters.torchrl.modules import ModulesBuilder, ensemble_of
+from composer.adapters.torchrl.modules import ModulesBuilder
 from composer.adapters.torchrl.sequences import STREAM_END, EpisodeSequences, refuse_lengths
 from composer.critic.state_action import StateActionCritic
 from composer.model import Model

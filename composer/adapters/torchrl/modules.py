@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from tensordict import TensorDictBase, unravel_key
 from tensordict.nn import (
@@ -30,6 +30,7 @@ from torchrl.modules import (
     ValueOperator,
 )
 
+from composer.adapters.torchrl.copies import critic_of_copy, ensemble_of
 from composer.adapters.torchrl.distribution import ComposedDistribution
 from composer.adapters.torchrl.fields import Encoding, Field, Key, fields_of, shown
 from composer.adapters.torchrl.functions import (
@@ -45,19 +46,15 @@ from composer.critic.base import SpaceCritic
 from composer.critic.state_action import Q_VALUES
 from composer.distributions.discrete import NoLegalChoiceError, require_choice
 from composer.model import Model
-from composer.network.network import Network, State, Tensors
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
 from composer.spaces.tree import SpaceTree
 from composer.spaces.values import as_flags
-from perception_blocks.ensemble.ensemble import EnsembleBlock
-from perception_blocks.inference import InferenceBlock
 from perception_blocks.words import hint
 
-__all__ = ["ModulesBuilder", "TensorModule", "TensorValue", "ensemble_of", "sequence"]
+__all__ = ["ModulesBuilder", "TensorModule", "TensorValue", "sequence"]
 
 LEGAL = "legal_actions"
-X = TypeVar("X")
 
 
 @dataclass
@@ -195,7 +192,7 @@ class ModulesBuilder:
         if ensemble is None or critic.shared:
             return ()
         use, rows = self._use(training=True, writes=False), range(ensemble.copies)
-        return tuple(self._value(use, _single(critic, ensemble, row), row) for row in rows)
+        return tuple(self._value(use, critic_of_copy(critic, ensemble, row), row) for row in rows)
 
     def actor_critic(self, actor: ProbabilisticActor) -> ActorValueOperator:
         """Policy and critic in one pass of what they share; ``actor`` is the one for training."""
@@ -254,38 +251,6 @@ class ModulesBuilder:
             key = "action_value" if self._is_single else unravel_key(("action_value", field.key))
             known[name + Q_VALUES] = key
         return {name: known.get(name, name) for name in critic.out_ports}
-
-
-class OneCopy(Network):
-    """One of the copies of an ensemble; its outputs and states have the names of the ensemble's."""
-
-    def __init__(self, whole: Network, copy: InferenceBlock) -> None:
-        self.module = copy
-        self._whole = whole
-        self.in_ports = whole.in_ports
-        self._outputs = dict(zip(whole.out_ports, copy.out_ports, strict=True))
-        self._states = dict(zip(whole.state_shapes, copy.state_shapes, strict=True))
-        self.out_ports = _renamed(copy.out_ports, self._outputs)
-        self.state_shapes = _renamed(copy.state_shapes, self._states)
-
-    @property
-    def form(self) -> nn.Module:
-        return self._whole.form
-
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
-        return _renamed(self.module(inputs), self._outputs)
-
-    def advance(
-        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
-    ) -> tuple[Tensors, State]:
-        inside = {inner: state[name] for name, inner in self._states.items()}
-        outputs, after = self.module(inputs, inside, resets, unroll)
-        return _renamed(outputs, self._outputs), _renamed(after, self._states)
-
-
-def _renamed(values: Mapping[str, X], names: Mapping[str, str]) -> dict[str, X]:
-    """The ``values`` by other ``names``: {other: name}."""
-    return {other: values[name] for other, name in names.items()}
 
 
 class TensorModule(TensorDictModule):
@@ -362,23 +327,6 @@ class _Legal(nn.Module):
         except NoLegalChoiceError as error:
             raise error.of(f"observation {self.key!r}") from None
         return legal
-
-
-def ensemble_of(critic: SpaceCritic) -> EnsembleBlock | None:
-    """The module with the weights of a critic of several copies; None for a critic of one."""
-    if critic.copies == 1:
-        return None
-    return next(
-        m for n, m in critic._modules.items() if n != "target" and isinstance(m, EnsembleBlock)
-    )
-
-
-def _single(critic: SpaceCritic, ensemble: EnsembleBlock, index: int) -> SpaceCritic:
-    """The critic of one copy of ``ensemble``."""
-    network = OneCopy(critic.network, ensemble.copy_of(index))
-    single = critic.with_network(network, replace(critic.setup, copies=1))
-    single.state_names = critic.state_names
-    return single
 
 
 def _are_direct(network: Any, head: Any) -> bool:
