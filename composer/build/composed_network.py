@@ -375,7 +375,9 @@ def _requirements(
         context.problems.add(spec.heads.path if spec.heads else spec.path, message, key=True)
         del heads[name]
     reasons = {
-        name: f"outputs={{{name!r}: {_shown(shape)}}}" for name, shape in heads.items() if shape
+        name: f"outputs={{{name!r}: {_shown(shape)}}}"
+        for name, shape in heads.items()
+        if shape is not None
     }
     return Requirements(
         {name: shape or () for name, shape in heads.items()}, reasons, values, "output",

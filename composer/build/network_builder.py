@@ -372,7 +372,7 @@ def _add_heads(
         of_actions = requirements.kind == "value" and width != (1,)
         sized = (*SIZED_BLOCKS, *VALUE_HEADS) if of_actions else SIZED_BLOCKS
         needs_width = node.block in sized and not node.settings.keys() & SIZES
-        extra = {"output_units": width[0]} if needs_width else {}
+        extra = {"output_units": width[0] if width else 1} if needs_width else {}
         _add(graph, node, name, context, rule, group="heads", **extra)
         outputs[name] = f"heads:{name}"
     return outputs

@@ -141,9 +141,11 @@ class _Reader:
         policy = self.top["policy"] if self.is_old else None
         for owner in (self.top, policy):
             base = owner.node.value.get(BASE) if isinstance(owner, Taken) else None
-            if base is not None and not _last(base.value).startswith("RslRl"):
+            name = None if base is None else base.value
+            if isinstance(name, str) and not _last(name).startswith("RslRl"):
                 self.out.note(
-                    f"{base.value}: this base class is in another file, not beside this one; what it sets is not known"
+                    f"{name}: this base class is in a file that is not beside this one, or cannot be read; what it sets "
+                    "is not known"
                 )
 
     def _models(self) -> tuple[_Model, _Model]:

@@ -287,6 +287,10 @@ def test_the_spec_may_say_what_goes_in_and_comes_out_and_arguments_come_first():
             "<spec>:5:3: the head 'logits' needs a width; write outputs: {logits: 4} or outputs={'logits': 4}",
         ),
         (
+            GRAPH, IN, {"logits": ()},
+            "<spec>:5:10: the head 'logits' has the shape (1,), but outputs={'logits': ()} needs ()",
+        ),
+        (
             TEMPLATE, IN, {"memory": 4},
             "<spec>:2:10: the template makes no value 'memory' to share; it has 'latent'",
         ),

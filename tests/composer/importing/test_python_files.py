@@ -95,7 +95,7 @@ def test_a_base_elsewhere_is_noted(text, tmp_path):
     units, notes = widths(tmp_path, f"{text}class A(Rough):\n{policy}", broken="class (:\n")
     assert units == [[4], [8]]
     assert notes[0] == (
-        "Rough: this base class is in another file, not beside this one; what it sets is not known"
+        "Rough: this base class is in a file that is not beside this one, or cannot be read; what it sets is not known"
     )
 
 
@@ -109,4 +109,12 @@ def test_files_that_import_one_another_without_end(tmp_path):
     policy = "    policy = RslRlPpoActorCriticCfg(actor_hidden_dims=[4], critic_hidden_dims=[8])\n"
     (tmp_path / "cfg.py").write_text(f"from .m0 import Rough\nclass A(Rough):\n{policy}")
     notes = composer.import_config(tmp_path / "cfg.py").notes
-    assert notes[0].startswith("Rough: this base class is in another file")
+    assert notes[0].startswith("Rough: this base class is in a file that is not beside this one")
+
+
+def test_the_keys_of_classes_may_hold_anything(tmp_path):
+    """The file's own ``__base__`` and ``__class__`` are no names of classes then."""
+    model = "{hidden_dims: [3], activation: elu, distribution_cfg: {class_name: GaussianDistribution}}"
+    for value in ("1", "{}", "[]", "true", "null"):
+        for key in ("__base__", "__class__"):
+            imported(tmp_path, f"{key}: {value}\nactor: {model}\ncritic: {model}\n")
