@@ -144,8 +144,8 @@ class _Reader:
             name = None if base is None else base.value
             if isinstance(name, str) and not _last(name).startswith("RslRl"):
                 self.out.note(
-                    f"{name}: this base class is in a file that is not beside this one, or cannot be read; what it sets "
-                    "is not known"
+                    f"{name}: this base class is in a file that is not beside this one, or cannot be read; what it "
+                    "sets is not known"
                 )
 
     def _models(self) -> tuple[_Model, _Model]:
