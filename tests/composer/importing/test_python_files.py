@@ -114,7 +114,9 @@ def test_files_that_import_one_another_without_end(tmp_path):
 
 def test_the_keys_of_classes_may_hold_anything(tmp_path):
     """The file's own ``__base__`` and ``__class__`` are no names of classes then."""
-    model = "{hidden_dims: [3], activation: elu, distribution_cfg: {class_name: GaussianDistribution}}"
+    model = (
+        "{hidden_dims: [3], activation: elu, distribution_cfg: {class_name: GaussianDistribution}}"
+    )
     for value in ("1", "{}", "[]", "true", "null"):
         for key in ("__base__", "__class__"):
             imported(tmp_path, f"{key}: {value}\nactor: {model}\ncritic: {model}\n")
