@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from perception_blocks.words import is_writable
 
 __all__ = ["Bounds", "Seen", "action_of", "action_size_of", "bounds_of", "observations_of"]
 
@@ -16,9 +20,9 @@ Bounds = tuple[list[float], list[float]]  # low and high of each element
 MOST_TEXT = 1_000_000  # characters of a space
 MOST_AXES, MOST_DIGITS = 32, 9  # of a shape, and of a number in it
 _CLASS = re.compile(r"<class '(?:\w+\.)*+(\w+)'>")
-_ENTRY = re.compile(
-    r"(?<!\\)'((?:[^'\\]|\\.)*+)': (\w+)\("
-)  # of a Dict: {'camera': Box(0, 255, ...
+_ENTRY = re.compile(  # of a Dict: {'camera': Box(0, 255, ...
+    r"""(?<!\\)('(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"): (\w+)\("""
+)
 _SHAPE = re.compile(r"\((\d[\d, ]*)\), (\w+)\)")  # ends a Box: (3, 84, 84), uint8)
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf)")
 
@@ -70,8 +74,22 @@ def _entries_of(text: str) -> list[Seen] | None:
             size = math.prod(_wholes(inner)[:MOST_AXES])
         elif form == "categories":
             size = _choices(inner.partition(", start")[0])
-        seen.append(Seen(match[1], match[1], form, size))
+        key = _unquoted(match[1])
+        if key is None:
+            return None
+        seen.append(Seen(key, key, form, size))
     return seen or None
+
+
+def _unquoted(text: str) -> str | None:
+    """What a text in quotes is, as Python writes it; None where it does not write it so."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes that are none
+            value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+    return value if isinstance(value, str) and is_writable(value) else None
 
 
 def _text(value: object) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 
+import gymnasium
 import pytest
 import torch
 from gymnasium.spaces import Discrete
@@ -11,6 +12,7 @@ from sb3_contrib import QRDQN, TQC, CrossQ
 
 import composer
 from composer.importing import read_checkpoint
+from composer.importing.sb3_spaces import observations_of
 from tests.composer.importing.test_sb3 import PUSH, VECTOR, Env
 
 
@@ -116,3 +118,16 @@ def test_deviations_are_within_the_range_of_ours(tmp_path):
     assert said == (
         "agent.zip: policy_kwargs.log_std_init: must be a number of at least -20 and at most 2, got the number 3"
     )
+
+
+@pytest.mark.parametrize("key", ["it's", 'a"b', "it's a \"b\"", "a\\b", "line\nbreak", "${x}", "é"])
+def test_observations_are_called_as_python_writes_them(key):
+    space = gymnasium.spaces.Dict({key: VECTOR, "arm": gymnasium.spaces.Discrete(3)})
+    text = {":type:": "<class 'gymnasium.spaces.dict.Dict'>", "spaces": str(space.spaces)}
+    assert [seen.key for seen in observations_of(text) or []] == [*space]
+
+
+@pytest.mark.parametrize("key", [r"'\ud800'", r"'\x'", "'\0'"])
+def test_an_observation_that_nobody_can_name_is_not_read(key):
+    text = {":type:": "<class 'gymnasium.spaces.dict.Dict'>", "spaces": f"{{{key}: Discrete(3)}}"}
+    assert observations_of(text) is None
