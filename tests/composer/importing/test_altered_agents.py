@@ -120,7 +120,7 @@ def test_deviations_are_within_the_range_of_ours(tmp_path):
     )
 
 
-@pytest.mark.parametrize("key", ["it's", 'a"b', "it's a \"b\"", "a\\b", "line\nbreak", "${x}", "é"])
+@pytest.mark.parametrize("key", ["it's", 'a"b', 'it\'s a "b"', "a\\b", "line\nbreak", "${x}", "é"])
 def test_observations_are_called_as_python_writes_them(key):
     space = gymnasium.spaces.Dict({key: VECTOR, "arm": gymnasium.spaces.Discrete(3)})
     text = {":type:": "<class 'gymnasium.spaces.dict.Dict'>", "spaces": str(space.spaces)}
