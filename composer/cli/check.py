@@ -20,7 +20,9 @@ from composer.cli.loading import (
 from composer.cli.output import say
 
 if TYPE_CHECKING:
+    from composer.build.composed_network import ComposedNetwork
     from composer.dataflow.calls.experiment import Experiment
+    from composer.model import Model
     from composer.source.load import Source
 
 __all__ = ["run_check"]
@@ -31,8 +33,7 @@ def run_check(arguments: argparse.Namespace) -> None:
     if (experiment := experiment_of(arguments, loaded)) is not None:
         return _check_experiment(arguments, experiment)
     if (network := composed_network(arguments, loaded[0])) is not None:
-        count = sum(parameter.numel() for parameter in network.parameters())
-        return say(f"{arguments.file}: good; {count:,} parameters")
+        return say(_good(arguments, network))
     source, spaces = read_source(arguments, loaded, is_composed=True)
     if is_action_model(source):
         return _check_action_model(arguments, source, spaces)
@@ -44,8 +45,12 @@ def run_check(arguments: argparse.Namespace) -> None:
         return
     model = model_of_source(arguments, source, spaces)
     fill(model, arguments.file)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{arguments.file}: good; {count:,} parameters")
+    say(_good(arguments, model))
+
+
+def _good(arguments: argparse.Namespace, module: Model | ComposedNetwork) -> str:
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return f"{arguments.file}: good; {count:,} parameters"
 
 
 def _check_experiment(arguments: argparse.Namespace, experiment: Experiment) -> None:
@@ -73,8 +78,7 @@ def _check_action_model(
     model: Any = model_of_source(arguments, source, spaces)
     if not is_checkpoint(arguments.file):
         model.materialize()
-    count = sum(parameter.numel() for parameter in model.parameters())
-    good = f"{arguments.file}: good; {count:,} parameters"
+    good = _good(arguments, model)
     if model.processor is None:
         return say(f"{good}; it did not act: {why_no_processor(model)}")
     try:
