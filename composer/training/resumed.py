@@ -42,7 +42,7 @@ def restore(trainer: Trainer, saved: Saved, folder: RunFolder) -> None:
 
 def _refuse_other_form(saved: Any, expected: Any, path: str) -> None:
     """Raise ValueError if two states differ in more than values. The trainer itself checks what grows with time."""
-    if isinstance(saved, Tensor) and isinstance(expected, Tensor):
+    if isinstance(expected, Tensor) and isinstance(saved, Tensor):
         _refuse_other_tensor(saved, expected, path)
     elif type(saved) is not type(expected):
         raise ValueError(f"{path} is a {type(saved).__name__}, not a {type(expected).__name__}")
