@@ -5,6 +5,7 @@ docs/contributing.md says how a page is written so that it can be run.
 
 import doctest
 import importlib
+import itertools
 import pkgutil
 import re
 import shlex
@@ -31,14 +32,32 @@ def test_the_examples_of_a_page_hold(path, page, capsys):
 
 
 def check_page(path, page, capsys):
-    """Run the examples of the page at ``path``."""
-    for item in items(path.name, path.read_text()):
+    """Run the examples of the page at ``path``. A text right below Python is what that prints."""
+    examples = [*items(path.name, path.read_text())]
+    for item, below in itertools.zip_longest(examples, examples[1:]):
         if isinstance(item, Picture):
             assert page.has(item), f"{path.name}: nothing to draw a picture of: {item.mark}"
         elif item.language == "console":
             check_commands(item, capsys)
         else:
+            capsys.readouterr()
             page.run(item)
+            if item.language == "python" and is_output(below, item):
+                printed = capsys.readouterr().out
+                assert agrees(below.text, printed), f"{path.name}:{below.line}\n{printed}"
+
+
+def is_output(below: Example | Picture | None, example: Example) -> bool:
+    """Whether ``below`` is a text with nothing but blank lines between it and ``example``."""
+    if not isinstance(below, Example) or below.language != "text" or example.file:
+        return False
+    return below.line <= example.line + example.text.count("\n") + 3
+
+
+def agrees(want: str, printed: str) -> bool:
+    """Whether ``printed`` is what a page says, with ``...`` for anything."""
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    return doctest.OutputChecker().check_output(want.strip(), printed.strip(), flags)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -59,9 +78,8 @@ def check_commands(example: Example, capsys: pytest.CaptureFixture[str]) -> None
             continue
         status = main(arguments)
         printed = "".join(capsys.readouterr())
-        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-        holds = doctest.OutputChecker().check_output(want.strip(), printed.strip(), flags)
-        assert holds if want.strip() else status == 0, f"{example.page}: $ {command}\n{printed}"
+        holds = agrees(want, printed) if want.strip() else status == 0
+        assert holds, f"{example.page}: $ {command}\n{printed}"
 
 
 def faces() -> list[str]:

@@ -1,6 +1,7 @@
 """What needs a library that is not installed says which, and which extra brings it; nothing else needs one."""
 
 import configparser
+import re
 from importlib.metadata import packages_distributions, requires
 
 import pytest
@@ -51,6 +52,43 @@ def test_an_extra_brings_the_libraries_that_are_said_to_come_with_it(extra):
     packages = packages_distributions()
     owners = {lib: {canonicalize_name(owner) for owner in packages[lib]} for lib in EXTRAS[extra]}
     assert [library for library, of in owners.items() if not of & brought.keys()] == []
+
+
+def extras_of_a_command(words):
+    """The extras that ``composer ...`` needs, as far as its words say."""
+    verb = words[1]
+    needs = {"train": {"train"}, "eval": {"train"}, "run": {"train"}, "lsp": {"editor"}, "watch": {"editor"}}
+    if verb != "train" or {"--resume", "--config"} & set(words):
+        return needs.get(verb, set())
+    trainer = words[words.index("--trainer") + 1] if "--trainer" in words else "sb3"
+    return needs[verb] | ({trainer.replace("_", "-")} & EXTRAS.keys())
+
+
+def extras_of_a_page(text):
+    """The extras that its Python imports, and that its commands need."""
+    homes = {library: extra for extra, libraries in EXTRAS.items() for library in libraries}
+    imported = re.findall(r"^ *(?:from|import) (\w+)", text, re.M)
+    commands = re.findall(r"^\$ (composer .*)$", text, re.M)
+    needs = [extras_of_a_command(command.split()) for command in commands]
+    return {homes[name] for name in imported if name in homes}.union(*needs)
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_that_installs_extras_installs_what_its_examples_need(path):
+    text = path.read_text()
+    lines = re.findall(r"pip install [^`\n]*", text)
+    # the library is installed from a clone, with the versions that were tested
+    assert [line for line in lines if "perception-composer" in line] == []
+    brought = {e for line in lines for part in re.findall(r'"\.\[(.*?)\]"', line) for e in part.split(",")}
+    assert brought <= EXTRAS.keys() | {"dev"}
+    words = {word for line in lines for word in line.split()}
+    also = {extra for extra, libraries in EXTRAS.items() if words & {*libraries}}
+    also |= {"ray"} if "rllib" in brought else set()
+    missing = extras_of_a_page(text) - brought - also
+    assert not (brought and missing), f"its pip line lacks {missing}"
 
 
 def without_libraries(code):
