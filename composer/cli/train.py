@@ -120,7 +120,9 @@ def run_train(arguments: argparse.Namespace) -> int:
         inline = _take_config(arguments)
     spec = arguments.file if inline is None else inline
     if arguments.resume is None and None in (spec, arguments.output, arguments.steps):
-        arguments.usage_error("give SPEC, --steps N and -o DIR, here or in a --config FILE, or --resume DIR")
+        arguments.usage_error(
+            "give SPEC, --steps N and -o DIR, here or in a --config FILE, or --resume DIR"
+        )
     if arguments.resume is not None and arguments.output is not None:
         arguments.usage_error("give -o DIR for a new run, or --resume DIR, not both")
     source, weights = None, None

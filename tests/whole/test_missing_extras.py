@@ -57,7 +57,13 @@ def test_an_extra_brings_the_libraries_that_are_said_to_come_with_it(extra):
 def extras_of_a_command(words):
     """The extras that ``composer ...`` needs, as far as its words say."""
     verb = words[1]
-    needs = {"train": {"train"}, "eval": {"train"}, "run": {"train"}, "lsp": {"editor"}, "watch": {"editor"}}
+    needs = {
+        "train": {"train"},
+        "eval": {"train"},
+        "run": {"train"},
+        "lsp": {"editor"},
+        "watch": {"editor"},
+    }
     if verb != "train" or {"--resume", "--config"} & set(words):
         return needs.get(verb, set())
     trainer = words[words.index("--trainer") + 1] if "--trainer" in words else "sb3"
@@ -82,7 +88,9 @@ def test_a_page_that_installs_extras_installs_what_its_examples_need(path):
     lines = re.findall(r"pip install [^`\n]*", text)
     # the library is installed from a clone, with the versions that were tested
     assert [line for line in lines if "perception-composer" in line] == []
-    brought = {e for line in lines for part in re.findall(r'"\.\[(.*?)\]"', line) for e in part.split(",")}
+    brought = {
+        e for line in lines for part in re.findall(r'"\.\[(.*?)\]"', line) for e in part.split(",")
+    }
     assert brought <= EXTRAS.keys() | {"dev"}
     words = {word for line in lines for word in line.split()}
     also = {extra for extra, libraries in EXTRAS.items() if words & {*libraries}}

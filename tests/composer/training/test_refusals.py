@@ -322,7 +322,10 @@ def test_a_folder_that_cannot_be_made_is_answered_in_words(capsys):
 
 def test_wrong_usage_has_its_own_status(capsys):
     for options, message in (
-        ([CARTPOLE], "give SPEC, --steps N and -o DIR, here or in a --config FILE, or --resume DIR"),
+        (
+            [CARTPOLE],
+            "give SPEC, --steps N and -o DIR, here or in a --config FILE, or --resume DIR",
+        ),
         (["--resume", "run", "-o", "run"], "give -o DIR for a new run, or --resume DIR, not both"),
     ):
         with pytest.raises(SystemExit) as caught:
