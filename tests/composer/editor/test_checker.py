@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lsprotocol import types as lsp
@@ -15,7 +16,7 @@ from composer.editor.checked import Outline
 from composer.editor.checker import Checker, CheckStoppedError
 from composer.editor.child import state_of
 from composer.editor.client_settings import ClientSettings
-from composer.editor.server import _is_alive
+from composer.editor.server import Server, _is_alive
 from composer.errors import Span
 from composer.source.load import load_source
 from tests.helpers.language_client import Editor
@@ -259,3 +260,15 @@ def test_no_process_is_left_where_the_server_is_killed(tmp_path, name):
     assert editor._run(editor.process.wait()) == -signal.SIGKILL
     editor.runner.close()
     until_gone(process)
+
+
+def test_an_import_that_ends_its_process_is_a_reason():
+    class Stopped:
+        async def ask(self, *_, **__):
+            raise CheckStoppedError("ended its process with status 3")
+
+    server = SimpleNamespace(documents=SimpleNamespace(checker=Stopped()))
+    reason = asyncio.run(Server._failure(server, "agents", ClientSettings()))
+    assert reason == (
+        "its import ended its process with status 3; change the module to begin it again"
+    )
