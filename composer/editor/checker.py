@@ -128,12 +128,13 @@ class Checker:
 
     async def _answer(self, asked: _Asked) -> Any:
         while True:
-            process = await self._running()
+            process = await self._running(asked.about)
             if asked.future.done():  # meanwhile
                 return None
+            question = asked.method, asked.arguments, asked.limit
             try:
-                await _send(process, (asked.method, asked.arguments, asked.limit))
-                return await asyncio.wait_for(self._heard(process, "answer"), asked.limit)
+                answering = self._told(process, question, "answer")
+                return await asyncio.wait_for(answering, asked.limit)
             except TimeoutError:
                 where = await self._where(process)
                 error = _too_long(asked.limit, where)
@@ -145,8 +146,11 @@ class Checker:
                 self._ended(asked.about)
                 raise error
 
-    async def _running(self) -> asyncio.subprocess.Process:
-        """The process, which is begun if there is none."""
+    async def _running(self, about: object) -> asyncio.subprocess.Process:
+        """The process, which is begun if there is none; what is asked is ``about`` a document."""
+        if self._process is not None and self._process.returncode is not None:
+            self.restart()  # it has ended while nothing was asked: this document is not to blame
+            self._ended(about)
         while self._process is None:
             process = self._process = await asyncio.create_subprocess_exec(
                 *command_of("composer.editor.checks"),
@@ -166,6 +170,15 @@ class Checker:
                     ) from None
         return self._process
 
+    async def _told(
+        self, process: asyncio.subprocess.Process, question: object, wanted: str
+    ) -> Any:
+        """What the process says to a ``question``; a long one may have to wait until it is read."""
+        assert process.stdin is not None
+        process.stdin.write(frame_of(question))
+        await process.stdin.drain()
+        return await self._heard(process, wanted)
+
     async def _heard(self, process: asyncio.subprocess.Process, wanted: str) -> Any:
         """The next value of the kind ``wanted`` that the process says."""
         assert process.stdout is not None
@@ -182,15 +195,8 @@ class Checker:
     async def _where(self, process: asyncio.subprocess.Process) -> tuple[str, str] | None:
         """In which module, and where, a check is that takes too long; None where it does not even say that."""
         with suppress(Exception):
-            await _send(process, None)
-            return await asyncio.wait_for(self._heard(process, "where"), ANSWERING)
+            return await asyncio.wait_for(self._told(process, None, "where"), ANSWERING)
         return None
-
-
-async def _send(process: asyncio.subprocess.Process, value: object) -> None:
-    assert process.stdin is not None
-    process.stdin.write(frame_of(value))
-    await process.stdin.drain()
 
 
 def _too_long(limit: float, where: tuple[str, str] | None) -> CheckStoppedError:

@@ -197,7 +197,7 @@ def main() -> None:
     sys.dont_write_bytecode = (
         True  # of a module that is saved twice in a second it would be the old one
     )
-    checks, lock = Checks(), threading.Lock()
+    checks, lock, process = Checks(), threading.Lock(), os.getpid()
     questions: SimpleQueue[tuple[str, tuple[Any, ...], float]] = SimpleQueue()
 
     def say(kind: str, value: object) -> None:
@@ -213,6 +213,8 @@ def main() -> None:
         method, arguments, limit = questions.get()
         faulthandler.dump_traceback_later(limit + GRACE, exit=True)  # where no thread can run, too
         kind, value = _answer(getattr(checks, method), arguments)
+        if os.getpid() != process:  # a class has forked: one process answers
+            os._exit(0)
         faulthandler.cancel_dump_traceback_later()
         checks.note_sources()
         if len(checks.files) > told:

@@ -205,6 +205,36 @@ def test_a_process_is_ended_after_its_limit_and_begun_anew(asking, tmp_path):
     assert (ended, asked.process != first) == (["agent"], True)
 
 
+@pytest.mark.full
+def test_a_process_that_ended_unasked_is_nobodys_fault_and_one_that_forks_answers_once(
+    asking, tmp_path
+):
+    asked, run, ended = asking
+    (tmp_path / "forking_nets.py").write_text("import os\nos.fork()\n")
+    settings = ClientSettings(("forking_nets",), (str(tmp_path),))
+    assert run(asked.ask("import_module", "forking_nets", settings)) is None
+    wanted = "there is no module 'no_such_module_here'; is its folder in composer.path?"
+    assert run(asked.ask("import_module", "no_such_module_here", settings)) == wanted
+    first = asked.process
+    os.kill(first, signal.SIGKILL)
+    until_gone(first)
+    assert run(asked.ask("import_module", "no_such_module_here", settings, about="a")) == wanted
+    assert (ended, asked.process != first) == (["a"], True)
+
+
+@pytest.mark.full
+def test_a_long_text_is_not_waited_for_where_a_process_does_not_read(asking):
+    asked, run, ended = asking
+    run(asked.ask("forget", "agent.yaml"))
+    process = asked.process
+    os.kill(process, signal.SIGSTOP)
+    with pytest.raises(CheckStoppedError, match=r"^took longer than 1 seconds and was ended$"):
+        run(asked.ask("forget", "x" * 5_000_000, about="agent", limit=1.0))
+    assert ended == ["agent"]
+    until_gone(process)
+    run(asyncio.sleep(0.2))  # until the loop knows it, too
+
+
 def test_a_process_that_cannot_begin_is_said(monkeypatch, asking):
     asked, run, _ = asking
     monkeypatch.setattr(checker, "command_of", lambda module: ["false"])
