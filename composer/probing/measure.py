@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from composer.probing.node import Measured
+from perception_blocks.blocks.scale import accumulator
 
 __all__ = ["DELTA", "MOST_SAMPLES", "NEAR", "TAU", "Activity", "stable_rank"]
 
@@ -44,9 +45,9 @@ class Activity:
             return
         samples = x.movedim(axis, -1)
         axes = list(range(samples.dim() - 1))
-        sums = [samples] if not axes else [samples.sum(axes, dtype=torch.float64)]
+        sums = [samples] if not axes else [samples.sum(axes, dtype=accumulator(x.device))]
         squares, sizes = (_norm(samples, order, axes) for order in (2, 1))
-        sums = [part.double().cpu() for part in (*sums, squares.square(), sizes)]
+        sums = [part.cpu().double() for part in (*sums, squares.square(), sizes)]
         self._sums = sums if self._sums is None else [a + b for a, b in zip(self._sums, sums)]
         count = math.prod(samples.shape[:-1])
         self._count += count
@@ -58,7 +59,7 @@ class Activity:
             self._near += int(((x <= below) | (x >= above)).sum())
         places = _spread(count, self._kept).to(x.device)
         chosen = torch.unravel_index(places, samples.shape[:-1]) if axes else (None,)
-        self._samples.append(samples[chosen].double().cpu())
+        self._samples.append(samples[chosen].cpu().double())
 
     def measured(self, tau: float = TAU) -> Measured | None:
         """The numbers of all that was added; None without any values."""
@@ -87,7 +88,8 @@ class Activity:
 
 
 def _norm(x: Tensor, order: int, axes: list[int]) -> Tensor:
-    return torch.linalg.vector_norm(x, order, axes, dtype=torch.float64) if axes else x.abs()
+    wide = accumulator(x.device)
+    return torch.linalg.vector_norm(x, order, axes, dtype=wide) if axes else x.abs()
 
 
 def _spread(count: int, most: int) -> Tensor:

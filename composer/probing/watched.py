@@ -20,6 +20,7 @@ from composer.probing.measure import Activity
 from composer.probing.node import OUTPUT, Measured
 from perception_blocks.base_block import PerceptionBlock, first_output
 from perception_blocks.blocks.conv import ImageBlock
+from perception_blocks.blocks.scale import accumulator
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.hidden import Bounds, HiddenRecorder, HiddenValue
 from perception_blocks.inference import InferenceBlock
@@ -299,9 +300,8 @@ def _inside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def norm_of(tensors: Iterable[Tensor | None]) -> float:
     """The norm of all ``tensors`` together."""
-    return math.sqrt(
-        sum(float(t.detach().double().square().sum()) for t in tensors if t is not None)
-    )
+    wide = (t.detach().to(accumulator(t.device)) for t in tensors if t is not None)
+    return math.sqrt(sum(float(t.square().sum()) for t in wide))
 
 
 def measured_layers(node: WatchedNode, tau: float) -> Iterator[tuple[str, Measured]]:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from composer.probing.measure import MOST_SAMPLES, Activity, dormant_share, stable_rank
+from composer.probing.watched import norm_of
+from tests.helpers.other_device import Moved, elsewhere
 
 
 def measured(x, *, axis=-1, bounds=None, tau=0.025, batches=1):
@@ -124,3 +126,27 @@ def test_what_is_not_finite_is_told_and_not_counted_as_alive(wrong, batches):
     assert math.isnan(got.low) == math.isnan(wrong)
     assert math.isnan(got.dormant)
     assert (got.dead, got.srank) == (0.25, 0)
+
+
+def test_a_device_without_float64_gives_the_same_numbers(monkeypatch):
+    """As Apple's, MPS, which refuses it."""
+    x = torch.randn(64, 5).relu()
+    expected = Activity(1)
+    expected.add(x)
+
+    def init(self, inner):
+        assert inner.dtype != torch.float64
+        self.inner = inner
+
+    for file in ("measure", "watched"):
+        monkeypatch.setattr(f"composer.probing.{file}.accumulator", lambda device: torch.float32)
+    monkeypatch.setattr(Moved, "__init__", init)
+    activity = Activity(1)
+    with elsewhere() as device:
+        there = x.to(device)
+        with pytest.raises(AssertionError):
+            there.double()
+        activity.add(there)
+        assert norm_of([there]) == pytest.approx(norm_of([x]))
+    ours, theirs = vars(activity.measured()), vars(expected.measured())
+    assert ours == pytest.approx(theirs)
