@@ -165,11 +165,31 @@ def _hidden_folder(path: Path) -> Path:
 
 def _remove_abandoned(folder: Path) -> None:
     with suppress(OSError, ValueError):
-        for lock in folder.glob(f"{PREFIX}*{SUFFIX}/{LOCK}"):  # without one it is just being made
-            if lock.parent.is_symlink():  # none of ours is
+        for hidden in folder.glob(f"{PREFIX}*{SUFFIX}"):
+            if hidden.is_symlink():  # none of ours is
                 continue
-            with suppress(TrainingError), _locked(lock.parent, lock.parent):
-                shutil.rmtree(lock.parent, ignore_errors=True)
+            if not (
+                hidden / LOCK
+            ).exists():  # it is just being made or removed, unless its process was killed
+                if _was_killed(hidden):
+                    shutil.rmtree(hidden, ignore_errors=True)
+                continue
+            with suppress(TrainingError), _locked(hidden, hidden):
+                shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _was_killed(hidden: Path) -> bool:
+    """Whether the process that made a hidden folder, whose name holds its id, is known to have ended."""
+    process = hidden.name.removeprefix(PREFIX).partition("-")[0]
+    if os.name != "posix" or not process.isdecimal():  # elsewhere the signal 0 would end it
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it belongs to another user
+        pass
+    return False
 
 
 def _refuse(path: Path, error: OSError | ValueError) -> NoReturn:

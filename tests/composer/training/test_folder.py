@@ -117,6 +117,18 @@ def test_what_a_process_that_was_killed_while_it_made_a_folder_left_is_removed(r
     assert [path.name for path in run_folder.iterdir()] == ["run"]
 
 
+def test_an_unlocked_folder_of_a_killed_process_is_removed_and_one_of_a_living_process_is_not(
+    run_folder,
+):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    for process in (killed.pid, os.getpid()):
+        (run_folder / f".composer-run-{process}-0000.tmp").mkdir()
+    train(CARTPOLE, "run", **SMALL)
+    left = sorted(path.name for path in run_folder.iterdir())
+    assert left == [f".composer-run-{os.getpid()}-0000.tmp", "run"]
+
+
 # --- damaged and crafted files ---
 
 
